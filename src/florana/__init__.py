@@ -1,0 +1,52 @@
+"""florana: federated fine-tuning of foundation models with LoRA, aggregated nearly exactly.
+
+The public names below are loaded when first used, so that ``import florana`` and
+``florana --help`` cost nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from florana.adapter import Adapter, ClientUpdate, LoraPair
+    from florana.aggregators import Aggregate, Errors, aggregate
+    from florana.errors import FloranaError
+    from florana.experiments.loading import load_base_model
+    from florana.peft_io import load_adapter, save_adapter
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Adapter": "florana.adapter",
+    "Aggregate": "florana.aggregators",
+    "ClientUpdate": "florana.adapter",
+    "Errors": "florana.aggregators",
+    "FloranaError": "florana.errors",
+    "LoraPair": "florana.adapter",
+    "aggregate": "florana.aggregators",
+    "load_adapter": "florana.peft_io",
+    "load_base_model": "florana.experiments.loading",
+    "save_adapter": "florana.peft_io",
+}
+
+__all__ = [
+    "Adapter",
+    "Aggregate",
+    "ClientUpdate",
+    "Errors",
+    "FloranaError",
+    "LoraPair",
+    "__version__",
+    "aggregate",
+    "load_adapter",
+    "load_base_model",
+    "save_adapter",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
