@@ -1,0 +1,220 @@
+"""Factored linear algebra against the same computed densely in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from florana import lowrank
+from florana.lowrank import GAUGE_CONDITION_LIMIT, GAUGES, Gauge, Product
+from strategies import (
+    assert_near,
+    dense,
+    dense_best,
+    few,
+    pairs_of_products,
+    products,
+    randn,
+    seeds,
+)
+
+every_gauge = pytest.mark.parametrize("gauge", GAUGES)
+ranks = st.integers(1, 12)
+
+
+def reference_for(product: Product, rank: int, seed: int = 0) -> Tensor:
+    """A random Ā of shape (rank, d_in), far from singular in most cases."""
+    return randn(torch.Generator().manual_seed(seed), rank, product.A.shape[1])
+
+
+@few
+@given(both=pairs_of_products(), c=st.floats(-3, 3), d=st.floats(-3, 3))
+def test_weighted_sum_is_the_sum_of_matrices(
+    both: tuple[Product, Product], c: float, d: float
+) -> None:
+    """The stack's value is c X + d Y, and its width the sum of the widths."""
+    first, second = both
+    total = lowrank.weighted_sum(both, [c, d])
+    assert_near(dense(total), c * dense(first) + d * dense(second))
+    assert total.width == first.width + second.width
+
+
+def test_weighted_sum_wants_one_coefficient_per_product() -> None:
+    """A missing coefficient is an error, not a dropped term."""
+    product = Product(torch.ones(3, 1), torch.ones(1, 2))
+    with pytest.raises(ValueError, match="shorter"):
+        lowrank.weighted_sum([product, product], [1.0])
+
+
+@few
+@given(both=pairs_of_products())
+def test_norm_and_distance_are_the_dense_ones(both: tuple[Product, Product]) -> None:
+    """Frobenius norms agree with those of the formed matrices."""
+    X, Y = map(dense, both)
+    assert lowrank.norm(both[0]) == pytest.approx(float(torch.linalg.matrix_norm(X)), abs=1e-12)
+    expected = float(torch.linalg.matrix_norm(X - Y))
+    assert lowrank.distance(*both) == pytest.approx(expected, abs=1e-12)
+
+
+@few
+@given(product=products(), seed=seeds)
+def test_distance_is_zero_between_two_factorisations(product: Product, seed: int) -> None:
+    """(B G)(G⁻¹ A) is at distance 0 from B A, up to rounding in float64 and not in its root."""
+    noise = randn(torch.Generator().manual_seed(seed), product.width, product.width)
+    G = torch.eye(product.width).double() + 0.2 * noise / torch.linalg.matrix_norm(noise)
+    other = Product(product.B @ G, torch.linalg.solve(G, product.A))
+    scale = float(torch.linalg.vector_norm(product.B) * torch.linalg.vector_norm(product.A))
+    assert lowrank.distance(product, other) <= 1e-13 * max(1.0, scale)
+
+
+@few
+@given(both=pairs_of_products())
+def test_relative_error_is_the_dense_one(both: tuple[Product, Product]) -> None:
+    """‖T − X‖ / ‖T‖ agrees with the formed matrices wherever T is not zero."""
+    X, T = map(dense, both)
+    assume(torch.linalg.matrix_norm(T) > 0)
+    expected = float(torch.linalg.matrix_norm(T - X) / torch.linalg.matrix_norm(T))
+    assert lowrank.relative_error(*both) == pytest.approx(expected, abs=1e-12)
+
+
+def test_relative_error_of_a_zero_target() -> None:
+    """A zero target is met exactly by zero, and infinitely missed by anything else."""
+    zero, one = (
+        Product(torch.zeros(3, 1), torch.ones(1, 2)),
+        Product(torch.ones(3, 1), torch.ones(1, 2)),
+    )
+    assert lowrank.relative_error(zero, zero) == 0
+    assert lowrank.relative_error(one, zero) == math.inf
+
+
+@few
+@given(product=products())
+def test_svd_is_the_dense_one(product: Product) -> None:
+    """U and V have orthonormal columns, S descends and is the dense spectrum, U S Vᵀ is the product."""
+    U, S, Vh = lowrank.svd(product)
+    k = min(product.width, product.B.shape[0], product.A.shape[1])
+    assert U.shape[1] == S.numel() == Vh.shape[0] == k
+    assert_near(U.T @ U, torch.eye(k))
+    assert_near(Vh @ Vh.T, torch.eye(k))
+    assert (S.diff() <= 0).all()
+    assert_near(S, torch.linalg.svdvals(dense(product))[:k])
+    assert_near((U * S) @ Vh, dense(product))
+
+
+@few
+@given(product=products(), rank=st.integers(0, 12))
+def test_truncation_error_is_that_of_the_best_matrix(product: Product, rank: int) -> None:
+    """Eckart-Young, at every rank from 0 to beyond the width; 0 for a zero product."""
+    T = dense(product)
+    size = float(torch.linalg.matrix_norm(T))
+    gap = float(torch.linalg.matrix_norm(T - dense_best(T, rank)))
+    error = lowrank.truncation_error(lowrank.svd(product), rank)
+    assert error == pytest.approx(gap / size if size else 0.0, abs=1e-12)
+
+
+@few
+@given(product=products(), width=ranks)
+def test_pad_widens_and_keeps_the_value(product: Product, width: int) -> None:
+    """Padding never narrows, and the product stays what it was, bit for bit."""
+    padded = lowrank.pad(product, width)
+    assert padded.width == padded.B.shape[1] == max(width, product.width)
+    assert torch.equal(padded.B[:, : product.width], product.B)
+    assert torch.equal(padded.A[: product.width], product.A)
+    assert not padded.B[:, product.width :].any()
+    assert not padded.A[product.width :].any()
+
+
+@every_gauge
+@few
+@given(product=products(), rank=ranks)
+def test_split_is_the_truncated_svd_in_every_gauge(
+    gauge: Gauge, product: Product, rank: int
+) -> None:
+    """Whatever the gauge, the product is the best of that rank and the width is the one asked for."""
+    made = lowrank.split(lowrank.svd(product), rank, gauge, reference_for(product, rank))
+    assert made.B.shape == (product.B.shape[0], rank)
+    assert made.A.shape == (rank, product.A.shape[1])
+    assert_near(dense(made), dense_best(dense(product), rank))
+
+
+@few
+@given(product=products(), rank=ranks)
+def test_balanced_factors_have_one_gram(product: Product, rank: int) -> None:
+    """BᵀB = AAᵀ = diag(S): equal norms, components ordered."""
+    decomposition = lowrank.svd(product)
+    B, A = lowrank.split(decomposition, rank, "balanced")
+    S = torch.nn.functional.pad(decomposition.S, (0, rank))[:rank]
+    assert_near(B.T @ B, torch.diag(S))
+    assert_near(A @ A.T, torch.diag(S))
+
+
+@few
+@given(product=products(), rank=ranks)
+def test_orthonormal_gauge_has_orthonormal_rows(product: Product, rank: int) -> None:
+    """AAᵀ = I for as many rows as there are singular values, and 0 beyond."""
+    decomposition = lowrank.svd(product)
+    A = lowrank.split(decomposition, rank, "orthonormal").A
+    rows = min(rank, decomposition.S.numel())
+    assert_near(A @ A.T, torch.diag((torch.arange(rank) < rows).double()))
+
+
+@few
+@given(product=products(), rank=ranks, seed=seeds)
+def test_mean_aligned_a_is_the_reference_projected(product: Product, rank: int, seed: int) -> None:
+    """A = Ā V Vᵀ: the part of the reference in the row space of the product, its scale included."""
+    decomposition = lowrank.svd(product)
+    rank = min(rank, decomposition.S.numel())
+    reference = reference_for(product, rank, seed)
+    Vh = decomposition.Vh[:rank]
+    assume(torch.linalg.cond(reference @ Vh.T) < 0.9 * GAUGE_CONDITION_LIMIT)
+    A = lowrank.split(decomposition, rank, "mean-aligned", reference).A
+    assert_near(A, reference @ Vh.T @ Vh)
+
+
+FLAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "ill-conditioned": lambda Z: Z * 10.0 ** (-4 * torch.arange(len(Z)))[:, None],
+    "rank-deficient": lambda Z: Z[:1].expand(len(Z), -1),
+    "zero": torch.zeros_like,
+    "fewer rows": lambda Z: Z[: len(Z) // 2],
+    "more rows": lambda Z: torch.cat([Z, Z]),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+@few
+@given(product=products(), rank=ranks)
+def test_mean_aligned_survives_any_reference(flaw: str, product: Product, rank: int) -> None:
+    """A reference that cannot be inverted costs neither the exact product nor a bounded condition."""
+    decomposition = lowrank.svd(product)
+    reference = FLAWS[flaw](reference_for(product, rank))
+    made = lowrank.split(decomposition, rank, "mean-aligned", reference)
+    assert_near(dense(made), dense_best(dense(product), rank))
+    rows = min(rank, decomposition.S.numel())
+    assert torch.linalg.cond(made.A[:rows]) <= 1.001 * GAUGE_CONDITION_LIMIT
+
+
+def test_mean_aligned_wants_a_reference() -> None:
+    """Without a reference there is nothing to align to, and no other gauge is taken instead."""
+    decomposition = lowrank.svd(Product(torch.ones(3, 1), torch.ones(1, 2)))
+    with pytest.raises(ValueError, match="reference"):
+        lowrank.split(decomposition, 1, "mean-aligned")
+
+
+@few
+@given(product=products())
+def test_results_are_float64_and_inputs_untouched(product: Product) -> None:
+    """Half-precision factors are computed on in float64, and never written to."""
+    half = Product(product.B.half(), product.A.half())
+    before = Product(half.B.clone(), half.A.clone())
+    decomposition = lowrank.svd(half)
+    split = lowrank.split(decomposition, 2, "mean-aligned", half.A)
+    outputs = [*decomposition, *split, *lowrank.weighted_sum([half], [0.5])]
+    assert {tensor.dtype for tensor in outputs} == {torch.float64}
+    assert lowrank.norm(half) == pytest.approx(float(dense(before).norm()), abs=1e-12)
+    assert all(map(torch.equal, half, before))
