@@ -20,8 +20,8 @@ Gauge = Literal["balanced", "mean-aligned", "orthonormal"]
 
 GAUGES: tuple[Gauge, ...] = get_args(Gauge)
 
-GAUGE_CONDITION_LIMIT = 1e3
-"""Largest condition number of the change of basis that the mean-aligned gauge may use."""
+ALIGNMENT_FLOOR = 0.5
+"""Least singular value of A in the mean-aligned gauge, as a share of the reference's mean one."""
 
 
 class Product(NamedTuple):
@@ -137,8 +137,9 @@ def split(decomposition: Svd, rank: int, gauge: Gauge, reference: Tensor | None 
     - ``"orthonormal"``: B = U S, A = Vᵀ. A has orthonormal rows.
     - ``"mean-aligned"``: A = G Vᵀ, B = U S G⁻¹ with G = Ā V. A is the part of the clients' mean
       factor Ā that lies in the row space of the product, so what the clients' A had learnt, its
-      scale included, survives. Singular values of G below its largest over 1000 are raised to
-      that, which keeps the inverse bounded and the product exact.
+      scale included, survives. Where the product has directions that Ā lacks, G is nearly singular and
+      B would explode; singular values of G below half of Ā's root mean square one are raised to that.
+      The product stays exact.
 
     Args:
         decomposition: singular triplets in descending order.
@@ -159,7 +160,9 @@ def split(decomposition: Svd, rank: int, gauge: Gauge, reference: Tensor | None 
         return pad(Product(U * S, Vh), rank)
     if reference is None:
         raise ValueError("the mean-aligned gauge needs a reference factor")
-    G, G_inverse = _bounded_inverse(_square(reference.double() @ Vh.T, k))
+    reference = reference.double()
+    size = float(torch.linalg.matrix_norm(reference)) / max(1, reference.shape[0]) ** 0.5
+    G, G_inverse = _bounded_inverse(_square(reference @ Vh.T, k), ALIGNMENT_FLOOR * size)
     return pad(Product((U * S) @ G_inverse, G @ Vh), rank)
 
 
@@ -168,9 +171,8 @@ def _square(matrix: Tensor, size: int) -> Tensor:
     return torch.nn.functional.pad(matrix[:size], (0, 0, 0, max(0, size - matrix.shape[0])))
 
 
-def _bounded_inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A square matrix with its small singular values raised to the guard, and its inverse."""
+def _bounded_inverse(matrix: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """A square matrix with its singular values raised to ``floor``, and its inverse."""
     P, S, Qh = torch.linalg.svd(matrix)
-    largest = S[0] if S.numel() and S[0] > 0 else torch.ones((), dtype=S.dtype)
-    S = S.clamp(min=float(largest) / GAUGE_CONDITION_LIMIT)
+    S = S.clamp(min=floor) if floor > 0 else torch.ones_like(S)
     return (P * S) @ Qh, (Qh.T / S) @ P.T

@@ -14,10 +14,9 @@ from florana.aggregators._aggregate import (
     Aggregate,
     Errors,
     aggregate,
-    check_compatible,
-    check_finite,
     with_residual,
 )
+from florana.aggregators._checks import check_compatible, check_finite
 from florana.aggregators._contract import (
     Card,
     Method,

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from florana import lowrank
-from florana.adapter import Adapter, ClientUpdate, LoraPair, first_non_finite
-from florana.aggregators._contract import Method, Module, ModuleResult, build, card, cards
-from florana.errors import AdapterError, AggregationError
+from florana.adapter import Adapter, ClientUpdate, LoraPair
+from florana.aggregators._checks import check_ranks, check_residual, check_updates
+from florana.aggregators._contract import Method, Module, ModuleResult, build
+from florana.errors import AggregationError
 from florana.lowrank import Product
 
 
@@ -59,6 +60,8 @@ class Aggregate:
     @cached_property
     def error(self) -> Errors:
         """The same over all modules at once: √Σ‖T − X‖² / √Σ‖T‖²."""
+        if not self.errors:  # heads alone
+            return Errors(0.0, 0.0, 0.0, 0.0)
         rows = torch.tensor(list(self.errors.values()), dtype=torch.float64)
         norms = rows[:, 3]
         total = torch.linalg.vector_norm(norms)
@@ -121,7 +124,8 @@ def aggregate(
         rank: rank of the result; by default the largest rank of the clients, module by module.
         alpha: alpha of the result; by default that of the client with the largest rank, and among
             those the largest scaling.
-        residual: frozen part of the global update from the round before (``Aggregate.residual``).
+        residual: frozen part of the global update from the round before (``Aggregate.residual``),
+            for methods that leave one.
         options: the method's own options, such as ``gauge=`` or ``solver=``.
 
     Returns:
@@ -145,7 +149,8 @@ def aggregate(
     """
     made = build(method, options)
     check_updates(updates)
-    _check_ranks(updates, method, rank)
+    check_ranks(updates, method, rank)
+    check_residual(residual or {}, updates[0].adapter, method)
     if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
         raise AggregationError(f"alpha must be a positive finite number, got {alpha}")
     total = sum(u.num_examples for u in updates)
@@ -190,7 +195,7 @@ def _assemble(
     pairs: dict[str, LoraPair] = {}
     residual: dict[str, Product] = {}
     for module in modules:
-        result = _in_dtype(method(module), module.pairs[0])
+        result = _in_dtype(method(module), module)
         pairs[module.name] = result.pair
         if result.residual is not None:
             residual[module.name] = result.residual
@@ -206,9 +211,15 @@ def _assemble(
     )
 
 
-def _in_dtype(result: ModuleResult, like: LoraPair) -> ModuleResult:
+def _in_dtype(result: ModuleResult, module: Module) -> ModuleResult:
     """Cast once, at the boundary, back to the dtype the clients sent."""
+    like = module.pairs[0]
     pair = replace(result.pair, A=result.pair.A.to(like.A), B=result.pair.B.to(like.B))
+    if not (torch.isfinite(pair.A).all() and torch.isfinite(pair.B).all()):
+        raise AggregationError(
+            f"module {module.name}: the result does not fit into {like.A.dtype} at alpha "
+            f"{module.alpha:g}; ask for a larger alpha, or send float32"
+        )
     if result.residual is None:
         return ModuleResult(pair)
     B, A = result.residual
@@ -219,110 +230,3 @@ def _mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     mean = sum(w * t.double() for w, t in zip(weights, tensors, strict=True))
     assert isinstance(mean, Tensor)
     return mean.to(tensors[0])
-
-
-def check_updates(updates: Sequence[ClientUpdate]) -> None:
-    """Refuse updates that cannot be combined.
-
-    Raises:
-        AggregationError: naming the client, the module, what came and what was expected.
-    """
-    if not updates:
-        raise AggregationError("there are no client updates to aggregate")
-    seen: set[str] = set()
-    for update in updates:
-        if update.client_id in seen:
-            raise AggregationError(
-                f"client {update.client_id!r} appears twice; give every update its own client_id"
-            )
-        seen.add(update.client_id)
-        try:
-            check_compatible(update.adapter, updates[0].adapter)
-            check_finite(update.adapter)
-        except AdapterError as error:
-            raise AggregationError(f"client {update.client_id!r}: {error}") from error
-    if not sum(u.num_examples for u in updates) > 0:
-        raise AggregationError(
-            "the clients' num_examples sum to 0; at least one client needs examples"
-        )
-
-
-def check_finite(adapter: Adapter) -> None:
-    """Refuse NaN and infinity.
-
-    Raises:
-        AdapterError: naming the first tensor that holds one.
-    """
-    name = first_non_finite(adapter)
-    if name is not None:
-        raise AdapterError(f"{name} holds NaN or infinity; leave this client out or train it again")
-
-
-def check_compatible(adapter: Adapter, reference: Adapter) -> None:
-    """Refuse an adapter for another base, other modules, shapes or dtypes; ranks may differ.
-
-    Raises:
-        AdapterError: naming the module, what came and what was expected.
-    """
-    for what, came, expected in (
-        ("base model", adapter.base_model, reference.base_model),
-        ("base model hash", adapter.base_hash, reference.base_hash),
-    ):
-        if came != expected:
-            raise AdapterError(f"{what} is {came!r}, expected {expected!r}")
-    _check_names("module", adapter.pairs, reference.pairs)
-    _check_names("parameter", adapter.extras, reference.extras)
-    for name, pair in adapter.pairs.items():
-        expected_pair = reference.pairs[name]
-        if pair.shape != expected_pair.shape:
-            raise AdapterError(
-                f"module {name} updates a {pair.shape} weight, expected {expected_pair.shape}"
-            )
-        for factor in ("A", "B"):
-            _check_dtype(
-                f"module {name}, factor {factor}",
-                getattr(pair, factor),
-                getattr(expected_pair, factor),
-            )
-    for name, tensor in adapter.extras.items():
-        expected_tensor = reference.extras[name]
-        if tensor.shape != expected_tensor.shape:
-            raise AdapterError(
-                f"parameter {name} has shape {tuple(tensor.shape)}, "
-                f"expected {tuple(expected_tensor.shape)}"
-            )
-        _check_dtype(f"parameter {name}", tensor, expected_tensor)
-
-
-def _check_names(kind: str, came: Mapping[str, object], expected: Mapping[str, object]) -> None:
-    missing, unknown = expected.keys() - came.keys(), came.keys() - expected.keys()
-    if missing or unknown:
-        parts = [f"lacks {kind} {name}" for name in sorted(missing)[:3]]
-        parts += [f"has {kind} {name} that the others do not" for name in sorted(unknown)[:3]]
-        raise AdapterError("; ".join(parts) + "; all clients must adapt the same modules")
-
-
-def _check_dtype(where: str, came: Tensor, expected: Tensor) -> None:
-    if came.dtype != expected.dtype:
-        raise AdapterError(f"{where} is {came.dtype}, expected {expected.dtype}")
-
-
-def _check_ranks(updates: Sequence[ClientUpdate], method: str, rank: int | None) -> None:
-    """Refuse unlike ranks, or another rank for the result, where the method cannot have them."""
-    chosen = card(method)
-    if rank is not None and rank < 1:
-        raise AggregationError(f"rank must be 1 or more, got {rank}")
-    for name in updates[0].adapter.pairs:
-        ranks = {u.adapter.pairs[name].rank for u in updates}
-        if len(ranks) > 1 and not chosen.mixed_ranks:
-            able = ", ".join(c.name for c in cards().values() if c.mixed_ranks)
-            raise AggregationError(
-                f"module {name}: clients have ranks {sorted(ranks)}, and {method} needs one rank for "
-                f"all; methods that take unlike ranks: {able}"
-            )
-        if rank not in (None, max(ranks)) and not chosen.chooses_rank:
-            able = ", ".join(c.name for c in cards().values() if c.chooses_rank)
-            raise AggregationError(
-                f"module {name}: clients have rank {max(ranks)}, and {method} keeps it, so rank {rank} "
-                f"cannot be had; methods that can choose the rank: {able}"
-            )

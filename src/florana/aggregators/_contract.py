@@ -123,7 +123,8 @@ class Card:
 
     ``uplink`` and ``downlink`` count the numbers sent per module, client and round, with r the
     rank and R = Σ r_u. ``mixed_ranks``: clients may have unlike ranks. ``chooses_rank``: the result
-    may have another rank than the clients' largest.
+    may have another rank than the clients' largest. ``keeps_residual``: it leaves a frozen residual
+    beside the trained pair, and takes it up again in the next round.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Card:
     downlink: str
     mixed_ranks: bool
     chooses_rank: bool
+    keeps_residual: bool
     build: Callable[..., Method]
 
     @property
@@ -157,6 +159,7 @@ def register(
     downlink: str = "r(d_in + d_out)",
     mixed_ranks: bool,
     chooses_rank: bool,
+    keeps_residual: bool = False,
 ) -> Callable[[type[M]], type[M]]:
     """Class decorator that puts a method under its name; a second method of that name raises."""
 
@@ -164,7 +167,16 @@ def register(
         if name in _registry:
             raise ValueError(f"two aggregation methods are named {name!r}")
         _registry[name] = Card(
-            name, title, paper, summary, uplink, downlink, mixed_ranks, chooses_rank, cls
+            name=name,
+            title=title,
+            paper=paper,
+            summary=summary,
+            uplink=uplink,
+            downlink=downlink,
+            mixed_ranks=mixed_ranks,
+            chooses_rank=chooses_rank,
+            keeps_residual=keeps_residual,
+            build=cls,
         )
         return cls
 

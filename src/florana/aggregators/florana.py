@@ -85,7 +85,7 @@ class Florana:
     solver: Literal["als", "gradient"] = "als"
     iterations: Annotated[int, Ge(1)] = 1000
     tolerance: Annotated[float, Ge(0)] = 1e-12
-    learning_rate: Annotated[float, Gt(0)] = 0.01
+    learning_rate: Annotated[float, Gt(0)] = 0.03
 
     def __call__(self, module: Module, /) -> ModuleResult:
         """Aggregate one module."""

@@ -20,6 +20,7 @@ NUMERICALLY_ZERO = 1e-12
     downlink="R(d_in + d_out), growing by the round up to rank min(d_in, d_out)",
     mixed_ranks=True,
     chooses_rank=True,
+    keeps_residual=True,
 )
 @dataclass(frozen=True, slots=True)
 class Ideal:
