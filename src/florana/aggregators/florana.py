@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from florana.adapter import LoraPair
@@ -84,8 +85,8 @@ class Florana:
 
     solver: Literal["als", "gradient"] = "als"
     iterations: Annotated[int, Ge(1)] = 1000
-    tolerance: Annotated[float, Ge(0)] = 1e-12
-    learning_rate: Annotated[float, Gt(0)] = 0.03
+    tolerance: Annotated[float, Ge(0), Lt(1)] = 1e-12
+    learning_rate: Annotated[float, Gt(0), Lt(math.inf)] = 0.03
 
     def __call__(self, module: Module, /) -> ModuleResult:
         """Aggregate one module."""

@@ -1,0 +1,284 @@
+"""The configuration of a run: one TOML file, checked at the door into frozen values.
+
+Every section is a class below; its fields, their defaults and their limits are the reference. All
+mistakes of a file are told at once, with the nearest known key for a mistyped one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from florana.errors import ConfigError
+from florana.tasks.partition import Scheme
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401
+        """Pydantic would take true for 1."""
+        if (
+            isinstance(value, bool)
+            and cls.model_fields[str(info.field_name)].annotation is not bool
+        ):
+            raise ValueError("this key is not one for true or false")
+        return value
+
+
+class ModelConfig(_Section):
+    """The base model.
+
+    ``name`` is ``"minilm"``, a folder or a hub name. ``pooling``: the head sits on the mean of the last
+    hidden states (``mean``) or is the architecture's own (``model``); ``auto`` takes what a sentence
+    encoder's folder says.
+    """
+
+    name: Name = "minilm"
+    pooling: Literal["auto", "mean", "model"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_length: Annotated[int, Field(ge=4)] = 32
+    gradient_checkpointing: bool = False
+
+
+class DataConfig(_Section):
+    """The labelled text.
+
+    ``source`` is ``"docstrings"``, a jsonl or csv file, a folder of them, or a hub name
+    ``owner/name[:config][@split]``. ``test`` is a second source for the global test set; without it
+    ``test_fraction`` of the data is held out. Each client holds out ``local_test_fraction`` of its own.
+    ``max_examples`` takes a random part of the source, before anything is held out.
+    """
+
+    source: Name = "docstrings"
+    test: Name | None = None
+    text: Name = "text"
+    text_pair: Name | None = None
+    label: Name = "label"
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    local_test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    max_examples: Count | None = None
+
+
+class LoraConfig(_Section):
+    """The LoRA factors: ΔW = s B A with s = alpha / rank, or alpha / √rank with ``rslora``."""
+
+    rank: Count = 8
+    alpha: Positive = 16.0
+    rslora: bool = False
+    dropout: Fraction = 0.0
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = ("query", "value")
+
+
+class FederationConfig(_Section):
+    """Clients, rounds, and how the data is spread.
+
+    ``participation`` is the share of clients drawn for a round; a round with fewer than ``min_clients``
+    usable replies stops the run. ``partition``, and the ``min_labels`` that each client must have, are
+    described in :func:`florana.tasks.partition.partition`.
+    """
+
+    clients: Annotated[int, Field(ge=2)] = 10
+    rounds: Count = 6
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_clients: Count = 2
+    partition: Scheme = "dirichlet"
+    dirichlet_alpha: Positive = 0.3
+    labels_per_client: Count = 2
+    min_labels: Count = 2
+    column: Name | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> FederationConfig:
+        misfits = []
+        if self.partition == "column" and self.column is None:
+            misfits.append("partition = 'column' needs federation.column")
+        if self.min_clients > sampled_clients(self):
+            misfits.append(
+                f"min_clients = {self.min_clients} is more than the "
+                f"{sampled_clients(self)} clients drawn in a round"
+            )
+        if misfits:
+            raise ValueError("; ".join(misfits))
+        return self
+
+
+def sampled_clients(federation: FederationConfig) -> int:
+    """Clients drawn for each round: the share ``participation`` of all, at least one."""
+    return max(1, round(federation.participation * federation.clients))
+
+
+class TrainingConfig(_Section):
+    """Local training with AdamW: per round either ``steps`` or ``epochs``.
+
+    The learning rate warms up over the share ``warmup`` of its schedule and then decays linearly to its end;
+    the schedule spans every ``round`` anew, or the whole ``run``. ``accumulation`` batches make one step; ``clip`` bounds the norm of the gradient.
+    """
+
+    steps: Count | None = None
+    epochs: Count | None = None
+    batch_size: Count = 16
+    accumulation: Count = 1
+    learning_rate: Positive = 1e-2
+    schedule: Literal["round", "run"] = "round"
+    warmup: Fraction = 0.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    clip: Positive = 1.0
+    bf16: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_steps(cls, given: Any) -> Any:  # noqa: ANN401
+        if (
+            isinstance(given, Mapping)
+            and given.get("steps") is None
+            and given.get("epochs") is None
+        ):
+            return {**given, "steps": 8}
+        return given
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("set steps or epochs, not both")
+        return self
+
+
+class MethodConfig(BaseModel):
+    """The aggregation method and, beside its name, its own options; see ``florana methods``."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = "florana"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options."""
+        return dict(self.model_extra or {})
+
+
+class RunConfig(_Section):
+    """A whole run. ``output`` is its folder; by default a free one under ``runs/``."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    output: Name | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: Count | None = None
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    lora: LoraConfig = LoraConfig()
+    federation: FederationConfig = FederationConfig()
+    training: TrainingConfig = TrainingConfig.model_validate({})
+    method: MethodConfig = MethodConfig()
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a TOML file, apply ``section.key=value`` overrides, and check everything.
+
+    Args:
+        path: the file, or None for the defaults.
+        overrides: as given to ``--set``; a value is read as TOML, and as a string where it is none.
+
+    Raises:
+        ConfigError: with one line for every mistake.
+    """
+    given = _read_toml(path) if path is not None else {}
+    mistakes = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        keys = [part.strip() for part in key.split(".")]
+        if not equals or not all(keys):
+            mistakes.append(f"--set {override!r}: expected section.key=value")
+            continue
+        problem = _assign(given, keys, _toml_value(value))
+        if problem:
+            mistakes.append(f"--set {override!r}: {problem}")
+    config, found = _validate(given)
+    if config is None or mistakes or found:
+        where = str(path) if path is not None else "configuration"
+        raise ConfigError("\n".join([f"{where}:", *(f"  {m}" for m in mistakes + found)]))
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no configuration file {path}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read {path} as TOML: {error}") from error
+
+
+def _toml_value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(tree: dict[str, Any], keys: list[str], value: object) -> str | None:
+    """Set a nested key, or say why it cannot be set."""
+    *sections, last = keys
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            return f"{section} is no section"
+    tree[last] = value
+    return None
+
+
+def _validate(given: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
+    """The checked config, or all that is wrong with it."""
+    from florana import aggregators
+
+    config, mistakes = None, []
+    try:
+        config = RunConfig.model_validate(given)
+    except ValidationError as error:
+        mistakes = [_explain(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors()]
+    method = given.get("method", {})
+    if isinstance(method, dict) and isinstance(method.get("name", "florana"), str):
+        options = {key: value for key, value in method.items() if key != "name"}
+        try:
+            aggregators.build(method.get("name", MethodConfig().name), options)
+        except ConfigError as error:
+            mistakes += str(error).splitlines()
+    return config, mistakes
+
+
+def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: object) -> str:
+    """One line for one mistake."""
+    key = ".".join(map(str, loc))
+    if kind != "extra_forbidden":
+        came = "" if isinstance(value, Mapping) else f", got {value!r}"
+        return f"{key}: {message.removeprefix('Value error, ')}{came}"
+    section: type[BaseModel] = RunConfig
+    for part in loc[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    close = difflib.get_close_matches(str(loc[-1]), list(section.model_fields), n=1, cutoff=0.5)
+    hint = (
+        f", did you mean {close[0]!r}?" if close else f"; known: {', '.join(section.model_fields)}"
+    )
+    return f"unknown key {key!r}{hint}"

@@ -1,0 +1,1 @@
+"""What is learnt: labelled text, where it comes from, and how it is spread over clients."""
