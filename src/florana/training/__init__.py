@@ -1,0 +1,1 @@
+"""The base model with LoRA, the local training loop, and evaluation."""

@@ -1,0 +1,100 @@
+"""Local training: AdamW on the factors and the head, a plain loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from florana.config import TrainingConfig
+from florana.errors import FederationError
+from florana.seeding import generator, torch_seed
+from florana.training.examples import Examples, sample_batches, steps_per_epochs
+from florana.training.lora_model import LoraModel
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a run a piece of training happens; all its randomness and its schedule follow from it.
+
+    Args:
+        seed: the run's seed.
+        server_round: 1 to ``num_rounds``.
+        num_rounds: rounds of the whole run.
+        client: index of the client.
+    """
+
+    seed: int
+    server_round: int
+    num_rounds: int
+    client: int
+
+
+def learning_rate_factor(progress: float, warmup: float) -> float:
+    """Linear warm-up over the first share ``warmup`` of the schedule, then linear decay to 0 at its end.
+
+    Args:
+        progress: share of the schedule's steps already done, in [0, 1).
+        warmup: share in [0, 1).
+
+    Example:
+        >>> [round(learning_rate_factor(p, 0.2), 2) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    if progress < warmup:
+        return progress / warmup
+    return (1 - progress) / (1 - warmup)
+
+
+def train(model: LoraModel, examples: Examples, config: TrainingConfig, place: Place) -> float:
+    """Train the adapter that ``model`` holds on one client's examples for one round.
+
+    Step k of the round has progress (k + ½) / steps in a schedule that spans one round, and
+    (t − 1 + (k + ½) / steps) / rounds in one that spans the run. AdamW starts anew every round, since its
+    moments belong to factors that the server replaced.
+
+    Returns:
+        Mean loss over the round's batches.
+
+    Raises:
+        FederationError: if the loss is not finite, naming client, round and step.
+    """
+    batch = config.batch_size * config.accumulation
+    steps = config.steps or steps_per_epochs(len(examples), batch, config.epochs or 1)
+    rng = generator(place.seed, "batches", place.server_round, place.client)
+    micro = sample_batches(len(examples), config.batch_size, steps * config.accumulation, rng)
+    optimizer = torch.optim.AdamW(
+        model.parameters,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=model.device.type in {"cpu", "cuda"},
+    )
+    model.module.train()
+    total = 0.0
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(torch_seed(place.seed, "dropout", place.server_round, place.client))
+        for step in range(steps):
+            progress = (step + 0.5) / steps
+            if config.schedule == "run":
+                progress = (place.server_round - 1 + progress) / place.num_rounds
+            factor = learning_rate_factor(progress, config.warmup)
+            optimizer.param_groups[0]["lr"] = config.learning_rate * factor
+            loss = 0.0
+            for chosen in micro[step * config.accumulation : (step + 1) * config.accumulation]:
+                inputs, labels = examples.batch(chosen, model.device)
+                with torch.autocast(model.device.type, torch.bfloat16, enabled=config.bf16):
+                    logits = model.module(**inputs).logits
+                    part = nn.functional.cross_entropy(logits.float(), labels) / config.accumulation
+                part.backward()  # type: ignore[no-untyped-call]
+                loss += part.item()
+            if not loss < float("inf"):
+                raise FederationError(
+                    f"client {place.client}, round {place.server_round}, step {step + 1}: the loss is {loss}; "
+                    "lower training.learning_rate or turn bf16 off"
+                )
+            nn.utils.clip_grad_norm_(model.parameters, config.clip, foreach=True)
+            optimizer.step()
+            optimizer.zero_grad()
+            total += loss
+    return total / steps
