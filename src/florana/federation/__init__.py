@@ -1,0 +1,16 @@
+"""Federated rounds on Flower: records, strategy, client app, and clients in this process."""
+
+from florana.federation.client_app import LocalResult, build_client_app
+from florana.federation.local_grid import LocalGrid
+from florana.federation.records import pack, unpack
+from florana.federation.strategy import LoraStrategy, RoundOutcome
+
+__all__ = [
+    "LocalGrid",
+    "LocalResult",
+    "LoraStrategy",
+    "RoundOutcome",
+    "build_client_app",
+    "pack",
+    "unpack",
+]
