@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 import sysconfig
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +53,10 @@ def load(root: Path | None = None) -> TextDataset:
     part_of = {module: part for part, modules in PARTS.items() for module in modules.split()}
     label_names = sorted(PARTS)
     found: dict[str, int] = {}
-    for path in _sources(root):
-        part = part_of.get(path.relative_to(root).parts[0].removesuffix(".py"))
-        if part is not None:
-            for text in _docstrings(path):
-                found.setdefault(text, label_names.index(part))
+    for path in _sources(root, part_of):
+        part = part_of[path.relative_to(root).parts[0].removesuffix(".py")]
+        for text in _docstrings(path):
+            found.setdefault(text, label_names.index(part))
     if not found:
         raise DataError(
             f"no docstrings under {root}: this Python ships no library sources; "
@@ -70,10 +70,14 @@ def load(root: Path | None = None) -> TextDataset:
     )
 
 
-def _sources(root: Path) -> list[Path]:
-    """All source files but tests, in one order on every machine."""
-    files = (p for p in root.rglob("*.py") if not {"test", "tests"} & {*p.relative_to(root).parts})
-    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+def _sources(root: Path, modules: Iterable[str]) -> list[Path]:
+    """The modules' source files but tests, in one order on every machine."""
+    files = [root / f"{module}.py" for module in modules]
+    files += [file for module in modules for file in (root / module).rglob("*.py")]
+    wanted = (
+        f for f in files if not {"test", "tests"} & {*f.relative_to(root).parts} and f.is_file()
+    )
+    return sorted(wanted, key=lambda path: path.relative_to(root).as_posix())
 
 
 def _docstrings(path: Path) -> Iterator[str]:
@@ -81,8 +85,21 @@ def _docstrings(path: Path) -> Iterator[str]:
         tree = ast.parse(path.read_text("utf-8"))
     except (SyntaxError, ValueError):  # templates and samples of broken code
         return
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             words = (ast.get_docstring(node) or "").split()
             if len(words) >= MIN_WORDS:
                 yield " ".join(words)
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """The tree's statements, breadth first: ``ast.walk`` without the expressions, which hold no docstring."""
+    todo: deque[ast.AST] = deque([tree])
+    while todo:
+        node = todo.popleft()
+        yield node
+        if hasattr(node, "body"):
+            children = ast.iter_child_nodes(node)
+            todo.extend(
+                c for c in children if isinstance(c, ast.stmt | ast.excepthandler | ast.match_case)
+            )
