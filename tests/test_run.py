@@ -97,6 +97,9 @@ def test_adapters_load_with_peft(
     folder, _, summary = finished
     model = PeftModel.from_pretrained(florana.load_base_model(folder), str(folder / name)).eval()
     assert not [w for w in recwarn if "missing" in str(w.message).lower()]
+    ours = florana.load_model(folder, name)
+    for (_, a), (_, b) in zip(model.named_parameters(), ours.named_parameters(), strict=True):
+        assert torch.equal(a, b)
     test = prepare(
         RunConfig.model_validate(RunFolder.open(folder).read_provenance()["config"])
     ).test

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from florana.adapter import Adapter, ClientUpdate, LoraPair
     from florana.aggregators import Aggregate, Errors, aggregate
     from florana.errors import FloranaError
-    from florana.experiments.loading import load_base_model
+    from florana.experiments.loading import load_base_model, load_model
     from florana.peft_io import load_adapter, save_adapter
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ _HOME = {
     "aggregate": "florana.aggregators",
     "load_adapter": "florana.peft_io",
     "load_base_model": "florana.experiments.loading",
+    "load_model": "florana.experiments.loading",
     "save_adapter": "florana.peft_io",
 }
 
@@ -42,6 +43,7 @@ __all__ = [
     "aggregate",
     "load_adapter",
     "load_base_model",
+    "load_model",
     "save_adapter",
 ]
 

@@ -31,8 +31,8 @@ LEGEND = """\
 global, loss: the global model on text that no client saw
 clients: mean accuracy of their own models on their own held-out text, before
          aggregation; gap: clients minus global
-error:   distance to the ideal update, relative to its size: of what was used, of
-         plain averaging, and of the best pair of this rank"""
+error:   distance to the ideal update, relative to its size: of what was used,
+         of plain averaging, and of the best pair of this rank"""
 
 
 class Progress:
@@ -95,8 +95,8 @@ class Progress:
             f"[bold]Global model: accuracy {summary.accuracy:.3f}[/], loss {summary.loss:.3f}"
         )
         self._print(
-            f"Best single client's own model ({summary.best_client}): {summary.best_client_accuracy:.3f}; "
-            f"the global model is {100 * lead:+.1f} points from it"
+            f"Best single client's own model: {summary.best_client_accuracy:.3f} ({summary.best_client}); "
+            f"global is {100 * lead:+.1f} points"
         )
         self._print(f"Best round: {summary.best_round}, accuracy {summary.best_accuracy:.3f}")
         self._print()
@@ -104,10 +104,8 @@ class Progress:
         self._print("  final/ best/      adapters, as PEFT folders")
         self._print("  metrics.jsonl     one line per round and client")
         self._print("  provenance.json   config, seed, versions, data fingerprint")
-        self._print("Load the adapter with")
-        self._print(
-            f"  PeftModel.from_pretrained(florana.load_base_model({str(folder)!r}), {str(folder / 'final')!r})"
-        )
+        self._print("Load the global model, a PeftModel, with")
+        self._print(f"  florana.load_model({str(folder)!r})")
         if summary.seconds:
             self._print(f"[dim]{summary.rounds} rounds, {summary.seconds:.0f} s")
 

@@ -1,4 +1,4 @@
-"""The base model of a finished run, for people who want to use its adapters."""
+"""The model of a finished run, for people who want to use it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,35 @@ from pathlib import Path
 
 from torch import nn
 
-from florana.errors import ModelError
+from florana.errors import ModelError, RunError
 from florana.experiments.run_folder import RunFolder
 from florana.seeding import torch_seed
 from florana.training.base_model import build_model, find_model
+
+
+def load_model(run: str | os.PathLike[str], adapter: str = "final") -> nn.Module:
+    """The model that a run made: its base model with its adapter, ready to predict.
+
+    Args:
+        run: a run folder, made by ``florana run``.
+        adapter: ``"final"`` or ``"best"``.
+
+    Returns:
+        A ``PeftModel`` in evaluation mode.
+
+    Raises:
+        RunError: if the folder holds no such run or adapter.
+        ModelError: if the model cannot be found here, or has other weights than the run's.
+    """
+    from peft import PeftModel
+
+    folder = Path(run) / adapter
+    base = load_base_model(run)
+    if not folder.is_dir():
+        raise RunError(
+            f"{run} has no adapter {adapter!r} yet; finish it: florana run --resume {run}"
+        )
+    return PeftModel.from_pretrained(base, str(folder)).eval()
 
 
 def load_base_model(run: str | os.PathLike[str]) -> nn.Module:
