@@ -16,6 +16,7 @@ import typer
 import florana
 from florana import cli
 from florana.aggregators import cards
+from florana.config import RunConfig, load_config
 from florana.training.base_model import ModelSource
 
 
@@ -310,3 +311,18 @@ def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -
 def test_the_minilm_fixture_is_what_the_command_loads(minilm: ModelSource) -> None:
     """Tests and the command take one and the same model."""
     assert (minilm.path / "model.safetensors").is_file()
+
+
+def test_the_printed_config_is_the_default(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What ``florana config`` prints is a file that gives the defaults, with every key in it."""
+    from florana.cli.config import config
+
+    config()
+    text = capsys.readouterr().out
+    (tmp_path / "my.toml").write_text(text)
+    assert load_config(tmp_path / "my.toml") == load_config(None)
+    for section in RunConfig.model_fields.values():
+        for key in getattr(section.annotation, "model_fields", {}):
+            assert f"\n{key} = " in text or f"\n# {key} =" in text

@@ -93,9 +93,10 @@ class LoraConfig(_Section):
 class FederationConfig(_Section):
     """Clients, rounds, and how the data is spread.
 
-    ``participation`` is the share of clients drawn for a round; a round with fewer than ``min_clients``
-    usable replies stops the run. ``partition``, and the ``min_labels`` that each client must have, are
-    described in :func:`florana.tasks.partition.partition`.
+    ``participation`` is the share of clients drawn for a round; a round with fewer than
+    ``min_clients`` usable replies stops the run. ``partition``: ``iid``; ``dirichlet``, label skew,
+    stronger for a small ``dirichlet_alpha``; ``label``, ``labels_per_client`` shards sorted by label;
+    ``column``, all of one value of ``column`` together. Each client has ``min_labels`` or more.
     """
 
     clients: Annotated[int, Field(ge=2)] = 10
@@ -131,8 +132,9 @@ def sampled_clients(federation: FederationConfig) -> int:
 class TrainingConfig(_Section):
     """Local training with AdamW: per round either ``steps`` or ``epochs``.
 
-    The learning rate warms up over the share ``warmup`` of its schedule and then decays linearly to its end;
-    the schedule spans every ``round`` anew, or the whole ``run``. ``accumulation`` batches make one step; ``clip`` bounds the norm of the gradient.
+    The learning rate warms up over the share ``warmup`` of its schedule, then decays linearly to its
+    end; the schedule spans every ``round`` anew, or the whole ``run``. ``accumulation`` batches make
+    one step; ``clip`` bounds the norm of the gradient.
     """
 
     steps: Count | None = None

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from florana import __version__
-from florana.cli import methods, run
+from florana.cli import config, methods, run
 from florana.errors import FloranaError
 
 INTERRUPTED = 130
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(methods.methods)
+app.command()(config.config)
 
 
 def _version(wanted: bool) -> None:
