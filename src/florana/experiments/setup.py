@@ -101,7 +101,7 @@ def _load_data(config: RunConfig) -> tuple[TextDataset, TextDataset]:
     if settings.test is not None:
         return data, _load(settings, settings.test, None, data)
     kept, held = hold_out(len(data), settings.test_fraction, generator(config.seed, "test set"))
-    return data.select(kept), data.select(held)
+    return data.select(kept), data.select(held, "held-out test set")
 
 
 def _load(

@@ -67,10 +67,11 @@ class TextDataset:
         digest.update(json.dumps(list(self.label_names)).encode())
         return digest.hexdigest()
 
-    def select(self, chosen: NDArray[np.int64]) -> TextDataset:
-        """The examples at these indices."""
+    def select(self, chosen: NDArray[np.int64], part: str = "") -> TextDataset:
+        """The examples at these indices; ``part`` says in messages what they are."""
         return replace(
             self,
+            name=f"{self.name}, {part}" if part else self.name,
             texts=[self.texts[i] for i in chosen],
             labels=self.labels[chosen],
             text_pairs=[self.text_pairs[i] for i in chosen] if self.text_pairs else None,
