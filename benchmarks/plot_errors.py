@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt
 
 CURVES = {  # colours that the colour-blind tell apart (Okabe and Ito)
     "error_average": ("plain averaging", "#D55E00", "o"),
-    "error_used": ("used", "#0072B2", "s"),
     "error_optimum": ("optimum at this rank", "#009E73", "^"),
+    "error_used": ("used", "#0072B2", "s"),
 }
 
 
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     mpl.rcParams["svg.hashsalt"] = "florana"  # the same file every time
+    mpl.rcParams["svg.fonttype"] = "none"  # text stays text
     figure, panels = plt.subplots(
         1, len(given.runs), figsize=(4.6 * len(given.runs), 3.2), sharey=True, squeeze=False
     )
@@ -50,13 +51,16 @@ def main() -> None:
                 [r[key] for r in rounds],
                 color=colour,
                 marker=marker,
+                markerfacecolor="none" if key == "error_used" else colour,
+                markersize=8 if key == "error_used" else 5,
+                linestyle="--" if key == "error_optimum" else "-",
                 label=shown,
             )
         panel.set_xlabel("round")
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
         panel.legend(frameon=False, fontsize=9)
-    panels[0][0].set_ylabel("‖T − used‖ / ‖T‖")
+    panels[0][0].set_ylabel("relative aggregation error")
     figure.tight_layout()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(given.out, metadata={"Date": None} if given.out.suffix == ".svg" else None)
