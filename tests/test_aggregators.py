@@ -32,7 +32,7 @@ from florana.aggregators import (
     register,
 )
 from florana.errors import AdapterError, AggregationError, ConfigError
-from florana.lowrank import GAUGES, Gauge, Product
+from florana.lowrank import ALIGNMENT_FLOOR, GAUGES, Gauge, Product
 from strategies import (
     EXTRAS,
     MODULES,
@@ -363,7 +363,7 @@ def test_florana_opt_is_the_best_of_any_rank(
 
 @pytest.mark.parametrize("method", [m for m in METHODS if "gauge" in cards()[m].options])
 def test_gauge_decides_the_factors(method: str) -> None:
-    """A is √S Vᵀ, Vᵀ, or the clients' mean Ā V Vᵀ, as the gauge says; B follows from the product."""
+    """A is √S Vᵀ, Vᵀ, or the clients' mean Ā V Vᵀ with its floor, as the gauge says."""
     updates = example()
     weights = torch.tensor([10, 20, 30]).double() / 60
     made = {gauge: aggregate(updates, method, gauge=gauge).trained.pairs for gauge in GAUGES}
@@ -375,7 +375,9 @@ def test_gauge_decides_the_factors(method: str) -> None:
         balanced, orthonormal = made["balanced"][module].A, made["orthonormal"][module].A
         assert_near(balanced @ balanced.T, torch.diag(S))
         assert_near(orthonormal @ orthonormal.T, torch.eye(3))
-        assert_near(made["mean-aligned"][module].A, mean @ Vh.T @ Vh)
+        P, G, Qh = torch.linalg.svd(mean @ Vh.T)
+        floor = ALIGNMENT_FLOOR * float(mean.norm()) / 3**0.5
+        assert_near(made["mean-aligned"][module].A, (P * G.clamp(min=floor)) @ Qh @ Vh)
 
 
 @pytest.mark.parametrize("method", ["florana-opt", "ideal"])
