@@ -280,7 +280,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ("output=", "output: String should have at least 1 character, got ''"),
         ("seed=4294967296", "seed: Input should be less than 4294967296, got 4294967296"),
         ("device=tpu", "device: Input should be 'auto', 'cpu', 'cuda' or 'mps', got 'tpu'"),
-        ("rounds=3", "unknown key 'rounds'; known: seed, output, device, threads, model, data, lora, federation, training, method"),
+        ("bananas=3", "unknown key 'bananas'; known: seed, output, device, threads, model, data, lora, federation, training, method"),
         ("seed", "--set 'seed': expected section.key=value"),
         ("=3", "--set '=3': expected section.key=value"),
         (".=3", "--set '.=3': expected section.key=value"),
@@ -354,3 +354,11 @@ def test_a_section_of_the_wrong_type_is_told(tmp_path: Path, section: type[BaseM
     assert tomllib.loads(path.read_text()) == {name: 3}
     (line,) = mistakes(path=path)
     assert line.startswith(f"{name}: Input should be a valid dictionary")
+
+
+def test_a_key_in_the_wrong_place_is_told_its_section() -> None:
+    """A key that exists in another section is named with that section."""
+    with pytest.raises(ConfigError, match=r"'rounds', did you mean 'federation\.rounds'"):
+        load_config(None, ["rounds=3"])
+    with pytest.raises(ConfigError, match=r"'lora\.steps', did you mean 'training\.steps'"):
+        load_config(None, ["lora.steps=3"])

@@ -280,7 +280,14 @@ def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: object)
         assert isinstance(annotation, type)
         section = annotation
     close = difflib.get_close_matches(str(loc[-1]), list(section.model_fields), n=1, cutoff=0.5)
+    meant = [*_elsewhere(str(loc[-1])), *close]
     hint = (
-        f", did you mean {close[0]!r}?" if close else f"; known: {', '.join(section.model_fields)}"
+        f", did you mean {meant[0]!r}?" if meant else f"; known: {', '.join(section.model_fields)}"
     )
     return f"unknown key {key!r}{hint}"
+
+
+def _elsewhere(key: str) -> list[str]:
+    """Full names of the keys of that name in any section."""
+    sections = {name: type(value) for name, value in RunConfig() if isinstance(value, BaseModel)}
+    return [f"{name}.{key}" for name, section in sections.items() if key in section.model_fields]
