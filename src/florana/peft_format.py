@@ -1,17 +1,14 @@
-"""PEFT's adapter format in memory: its settings and keys on one side, :class:`Adapter` on the other.
+"""PEFT's adapter format in memory: state dict and settings on one side, :class:`Adapter` on the other.
 
-What a client sends is untrusted. Settings are checked one by one, and patterns among them are compared
-as text and never run. PEFT itself is not imported here.
-
-Supported are LoRA pairs of linear layers, heads (``modules_to_save``) and biases. To support a row
-of :data:`_UNSUPPORTED`, take it out and teach :func:`build_adapter` and :func:`adapter_to_state_dict`
-its keys.
+PEFT itself is not imported here. Supported are LoRA pairs of linear layers, heads
+(``modules_to_save``) and biases. To support a row of :data:`florana.peft_settings.UNSUPPORTED`, take it
+out and teach :func:`build_adapter` and :func:`adapter_to_state_dict` its keys.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from statistics import mode
 from typing import Any
@@ -21,77 +18,23 @@ from torch import Tensor
 
 from florana.adapter import Adapter, LoraPair
 from florana.errors import AdapterError
+from florana.peft_settings import (
+    CARRIED,
+    IGNORED,
+    SELECTORS,
+    SUPPORTED,
+    UNSUPPORTED,
+    read_settings,
+    resolve,
+    short,
+    suffixes,
+)
 
 PREFIX = "base_model.model."
-MAX_NAME_LENGTH, MAX_HEADS, MAX_ALPHA = 512, 1_000, 1e6
+MAX_NAME_LENGTH = 512
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
-_SUPPORTED = "supported are LoRA pairs of linear layers (lora_A.weight and lora_B.weight), heads in modules_to_save, and biases"
-
-# what PEFT can train and we cannot read: what it is and why not, its settings, its keys ("(?!)"
-# matches none)
-_UNSUPPORTED: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("DoRA, whose update is not s·B·A,", ("use_dora",), r"\.lora_magnitude_vector\b"),
-    ("HiRA, whose update is not s·B·A,", (), r"\.hira_[AB]\b"),
-    ("KaSA, which changes the base weights,", ("kasa_config",), r"\.lora_diag\b"),
-    ("an adapted embedding, whose factors are transposed,", (), r"\.lora_embedding_[AB]\b"),
-    ("a copy of a base weight (left out with save_embedding_layers=False)", (), r"\.base_layer\.weight$"),
-    ("an adapted parameter or MultiheadAttention, with several matrices in one pair,", ("target_parameters",), r"\.base_layer\..*lora_"),
-    ("a set of trainable tokens, whose rows need their indices,", ("trainable_token_indices",), r"\.trainable_tokens_"),
-    ("a bias on lora_B, whose effect is s·bias,", ("lora_bias",), r"\.lora_B\.bias$"),
-    ("layer replication, whose modules the base model lacks,", ("layer_replication",), r"(?!)"),
-    ("a start drawn from data or the base weights", ("eva_config", "corda_config", "lora_ga_config", "loftq_config"), r"(?!)"),
-    ("a variant of LoRA with a forward pass of its own", ("alora_invocation_tokens", "arrow_config", "megatron_config", "monteclora_config", "use_bdlora", "use_qalora", "velora_config"), r"(?!)"),
-    ("weight tying, where one tensor stands for two modules,", ("ensure_weight_tying",), r"(?!)"),
-)  # fmt: skip
-
-
-def _are_names(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
-
-
-def _are_heads(value: Any) -> bool:  # noqa: ANN401, it is whatever a client sent
-    # PEFT runs these as regular expressions, so none but plain names may reach it
-    return (
-        _are_names(value)
-        and len(value) <= MAX_HEADS
-        and all(re.fullmatch(r"[\w.-]+", v) for v in value)
-    )
-
-
-def _is_rank(value: object) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _is_alpha(value: object) -> bool:
-    return (type(value) is int or type(value) is float) and 0 < value <= MAX_ALPHA
-
-
-_ALPHA, _NAMES = f"a number above 0, at most {MAX_ALPHA:,.0f}", "a list of module names"
-# setting -> its value where the config has none (None: it must have one), what it may be, in words
-_FIELDS: dict[str, tuple[object, Callable[[Any], bool], str]] = {
-    "peft_type": (None, lambda v: v == "LORA", f"'LORA'; {_SUPPORTED}"),
-    "r": (None, _is_rank, "a whole number of 1 or more"),
-    "lora_alpha": (None, _is_alpha, _ALPHA),
-    "rank_pattern": ({}, lambda v: isinstance(v, Mapping) and all(map(_is_rank, v.values())), "module names, each with a whole number of 1 or more"),
-    "alpha_pattern": ({}, lambda v: isinstance(v, Mapping) and all(map(_is_alpha, v.values())), f"module names, each with {_ALPHA}"),
-    "use_rslora": (False, lambda v: type(v) is bool, "true or false"),
-    "base_model_name_or_path": ("", lambda v: isinstance(v, str), "a name"),
-    "target_modules": ((), lambda v: isinstance(v, str) or _are_names(v), _NAMES),
-    "modules_to_save": ((), _are_heads, f"{_NAMES}, at most {MAX_HEADS} and no patterns"),
-    "bias": ("none", lambda v: v in ("none", "all", "lora_only"), "'none', 'all' or 'lora_only'"),
-    "fan_in_fan_out": (False, lambda v: type(v) is bool, "true or false"),
-    "lora_dropout": (0.0, lambda v: type(v) in (int, float) and 0 <= v <= 1, "a number from 0 to 1"),
-    "task_type": ("", lambda v: v in _TASKS, f"one of {', '.join(_TASKS)}"),
-    "revision": ("", lambda v: isinstance(v, str), "a name"),
-    "init_lora_weights": (True, lambda v: type(v) is bool or v in ("gaussian", "orthogonal"), "true, false, 'gaussian' or 'orthogonal', since other starts (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ, EVA, MiCA) change base weights, ranks or what is trained"),
-}  # fmt: skip
-_CARRIED = ("bias", "fan_in_fan_out", "lora_dropout", "modules_to_save", "revision", "task_type")
-_SELECTORS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-# no part of the update; auto_mapping is not carried along because PEFT imports what it names
-_IGNORED = {"auto_mapping", "inference_mode", "megatron_core", "peft_version", "qalora_group_size", "runtime_config"}  # fmt: skip
 
 
 def adapter_from_state_dict(
@@ -165,7 +108,7 @@ def adapter_to_config(adapter: Adapter) -> dict[str, object]:
     bias = str(given.get("bias") or ("lora_only" if has_bias else "none"))
     heads = {n.rpartition(".")[0] for n in adapter.extras if not _is_trained_bias(n, bias, modules)}
     return {
-        **{name: value for name, value in given.items() if name not in {*_SELECTORS, *_IGNORED}},
+        **{name: value for name, value in given.items() if name not in {*SELECTORS, *IGNORED}},
         "target_modules": _targets(given, modules),
         "modules_to_save": given.get("modules_to_save") or sorted(heads) or None,
         "bias": bias,
@@ -203,68 +146,12 @@ def _whole(number: float) -> float:
 def _targets(config: Mapping[str, Any], modules: Set[str]) -> list[str]:
     """A list by which PEFT finds the adapted modules again: the config's own, or all their names."""
     given = config.get("target_modules") or ""
-    others = [config.get(name) for name in _SELECTORS if name != "target_modules"]
+    others = [config.get(name) for name in SELECTORS if name != "target_modules"]
     if not isinstance(given, str) and all(other in (None, [], "") for other in others):
         targets = set(given)
-        if all(not targets.isdisjoint(_suffixes(module)) for module in modules):
+        if all(not targets.isdisjoint(suffixes(module)) for module in modules):
             return sorted(targets)
     return sorted(modules)
-
-
-def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with all fields checked or set, and the patterns ready for :func:`_resolve`."""
-    values: dict[str, Any] = {name: _value(config, name) for name in _FIELDS}
-    for name in ("rank_pattern", "alpha_pattern"):
-        values[name] = _patterns(name, values[name])
-    unsupported = {name: what for what, names, _ in _UNSUPPORTED for name in names}
-    known = _FIELDS.keys() | _IGNORED | {*_SELECTORS}
-    for name, value in config.items():
-        if value and name in unsupported:
-            raise AdapterError(
-                f"{name} is {short(value)}: {unsupported[name]} is not supported; {_SUPPORTED}"
-            )
-        if value and name not in known:
-            raise AdapterError(
-                f"{short(name)} is {short(value)}; expected no setting that PEFT 0.21 does not have for LoRA; save again with that PEFT"
-            )
-    return {**config, **values}
-
-
-def _value(config: Mapping[str, object], name: str) -> object:
-    default, accepts, expected = _FIELDS[name]
-    value = config.get(name)
-    if value is None and default is not None:
-        return default
-    value = sorted(value) if isinstance(value, set) else value  # in memory PEFT has sets of names
-    if not accepts(value):
-        came = short(value) if name in config else "missing"
-        raise AdapterError(f"{name} is {came}; expected {expected}")
-    return value
-
-
-def _patterns(setting: str, patterns: Mapping[str, object]) -> dict[str, tuple[int, object]]:
-    """Module or dotted suffix of one -> place in the config and value; ``^`` before a full name."""
-    named: dict[str, tuple[int, object]] = {}
-    for position, (pattern, value) in enumerate(patterns.items()):
-        if not re.fullmatch(r"\^?(?:[\w.-]|\\\W)+", pattern):
-            raise AdapterError(
-                rf"{setting} has {short(pattern)}; expected a module's name or its end, with ^ before a full name and \. for dots at most, since patterns from outside are not run; spell the names out"
-            )
-        named.setdefault(re.sub(r"\\(\W)", r"\1", pattern), (position, value))
-    return named
-
-
-def _resolve(patterns: Mapping[str, tuple[int, Any]], module: str, default: float) -> float:
-    """Value of the first pattern that matches a module, as PEFT has it."""
-    names = ("^" + module, *_suffixes(module))
-    return min((patterns[n] for n in names if n in patterns), default=(0, default))[1]
-
-
-def _suffixes(name: str) -> Iterator[str]:
-    """``a.b.c`` -> ``a.b.c``, ``b.c``, ``c``."""
-    while name:
-        yield name
-        name = name.partition(".")[2]
 
 
 def build_adapter(state: Mapping[str, Tensor], settings: dict[str, Any], base_hash: str) -> Adapter:
@@ -282,7 +169,7 @@ def build_adapter(state: Mapping[str, Tensor], settings: dict[str, Any], base_ha
             "has no <module>.lora_A.weight; expected one pair or more; save it again"
         )
     pairs = {module: _pair(module, both, settings) for module, both in factors.items()}
-    carried = {name: settings[name] for name in _CARRIED if settings[name] not in ("", ())}
+    carried = {name: settings[name] for name in CARRIED if settings[name] not in ("", ())}
     return Adapter(
         pairs,
         _extras(others, settings["bias"], tuple(settings["modules_to_save"]), pairs.keys()),
@@ -303,8 +190,8 @@ def _name(key: str) -> str:
         fault = f"bears the prefix {min(found) + '.'!r} of a wrapper; expected {PREFIX}…; unwrap the model (torch.compile, DDP, FSDP) before saving"
     elif not key.startswith(PREFIX) or len(key) > MAX_NAME_LENGTH:
         fault = f"is unexpected; expected {PREFIX}… of at most {MAX_NAME_LENGTH} characters; save it with PEFT"
-    elif unsupported := [what for what, _, pattern in _UNSUPPORTED if re.search(pattern, key)]:
-        fault = f"belongs to {unsupported[0]} and is not supported; {_SUPPORTED}"
+    elif unsupported := [what for what, _, pattern in UNSUPPORTED if re.search(pattern, key)]:
+        fault = f"belongs to {unsupported[0]} and is not supported; {SUPPORTED}"
     else:
         return key.removeprefix(PREFIX)
     raise AdapterError(f"tensor {short(key)} {fault}")
@@ -336,11 +223,11 @@ def _pair(module: str, factors: Mapping[str, Tensor], settings: Mapping[str, Any
             )
         if A.ndim > 2 or B.ndim > 2:
             raise AdapterError(
-                f"lora_A is {tuple(A.shape)}, lora_B is {tuple(B.shape)}: an adapted convolution is not supported; {_SUPPORTED}"
+                f"lora_A is {tuple(A.shape)}, lora_B is {tuple(B.shape)}: an adapted convolution is not supported; {SUPPORTED}"
             )
-        alpha = _resolve(settings["alpha_pattern"], module, settings["lora_alpha"])
+        alpha = resolve(settings["alpha_pattern"], module, settings["lora_alpha"])
         pair = LoraPair(A, B, float(alpha), settings["use_rslora"])
-        rank = _resolve(settings["rank_pattern"], module, settings["r"])
+        rank = resolve(settings["rank_pattern"], module, settings["r"])
         if pair.rank != rank:
             raise AdapterError(
                 f"lora_A and lora_B have rank {pair.rank}; expected {rank}, as r and rank_pattern have it; save config and weights from one model"
@@ -365,7 +252,7 @@ def _extras(
             continue
         if not (in_head or _is_trained_bias(name, bias, modules)):
             raise AdapterError(
-                f"tensor {short(PREFIX + name)} is unexpected with bias {bias!r} and modules_to_save {short(heads)}; {_SUPPORTED}"
+                f"tensor {short(PREFIX + name)} is unexpected with bias {bias!r} and modules_to_save {short(heads)}; {SUPPORTED}"
             )
         owner = _bias_owner(name)
         parameter = f"{owner}.bias" if owner in modules else name
@@ -399,9 +286,3 @@ def about(where: object) -> Iterator[None]:
         yield
     except AdapterError as error:
         raise AdapterError(f"{where}: {error}") from error
-
-
-def short(value: object) -> str:
-    """A value for a message, cut where an attacker would have it fill the screen."""
-    text = repr(value)
-    return text if len(text) <= 200 else text[:200] + "…"

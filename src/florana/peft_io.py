@@ -30,9 +30,8 @@ from florana.peft_format import (
     adapter_to_config,
     adapter_to_state_dict,
     build_adapter,
-    read_settings,
-    short,
 )
+from florana.peft_settings import read_settings, short
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_WEIGHTS_BYTES = 2**20, 2**24, 2**33

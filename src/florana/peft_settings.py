@@ -1,0 +1,142 @@
+"""PEFT's settings, as ``adapter_config.json`` has them, checked one by one against an allow-list.
+
+What a client sends is untrusted: patterns among the settings are compared as text and never run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from florana.errors import AdapterError
+
+MAX_HEADS, MAX_ALPHA = 1_000, 1e6
+
+_TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+SUPPORTED = "supported are LoRA pairs of linear layers (lora_A.weight and lora_B.weight), heads in modules_to_save, and biases"
+
+# what PEFT can train and we cannot read: what it is and why not, its settings, its keys ("(?!)"
+# matches none)
+UNSUPPORTED: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("DoRA, whose update is not s·B·A,", ("use_dora",), r"\.lora_magnitude_vector\b"),
+    ("HiRA, whose update is not s·B·A,", (), r"\.hira_[AB]\b"),
+    ("KaSA, which changes the base weights,", ("kasa_config",), r"\.lora_diag\b"),
+    ("an adapted embedding, whose factors are transposed,", (), r"\.lora_embedding_[AB]\b"),
+    ("a copy of a base weight (left out with save_embedding_layers=False)", (), r"\.base_layer\.weight$"),
+    ("an adapted parameter or MultiheadAttention, with several matrices in one pair,", ("target_parameters",), r"\.base_layer\..*lora_"),
+    ("a set of trainable tokens, whose rows need their indices,", ("trainable_token_indices",), r"\.trainable_tokens_"),
+    ("a bias on lora_B, whose effect is s·bias,", ("lora_bias",), r"\.lora_B\.bias$"),
+    ("layer replication, whose modules the base model lacks,", ("layer_replication",), r"(?!)"),
+    ("a start drawn from data or the base weights", ("eva_config", "corda_config", "lora_ga_config", "loftq_config"), r"(?!)"),
+    ("a variant of LoRA with a forward pass of its own", ("alora_invocation_tokens", "arrow_config", "megatron_config", "monteclora_config", "use_bdlora", "use_qalora", "velora_config"), r"(?!)"),
+    ("weight tying, where one tensor stands for two modules,", ("ensure_weight_tying",), r"(?!)"),
+)  # fmt: skip
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+
+
+def _are_heads(value: Any) -> bool:  # noqa: ANN401, it is whatever a client sent
+    # PEFT runs these as regular expressions, so none but plain names may reach it
+    return (
+        _are_names(value)
+        and len(value) <= MAX_HEADS
+        and all(re.fullmatch(r"[\w.-]+", v) for v in value)
+    )
+
+
+def _is_rank(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_alpha(value: object) -> bool:
+    return (type(value) is int or type(value) is float) and 0 < value <= MAX_ALPHA
+
+
+_ALPHA, _NAMES = f"a number above 0, at most {MAX_ALPHA:,.0f}", "a list of module names"
+# setting -> its value where the config has none (None: it must have one), what it may be, in words
+_FIELDS: dict[str, tuple[object, Callable[[Any], bool], str]] = {
+    "peft_type": (None, lambda v: v == "LORA", f"'LORA'; {SUPPORTED}"),
+    "r": (None, _is_rank, "a whole number of 1 or more"),
+    "lora_alpha": (None, _is_alpha, _ALPHA),
+    "rank_pattern": ({}, lambda v: isinstance(v, Mapping) and all(map(_is_rank, v.values())), "module names, each with a whole number of 1 or more"),
+    "alpha_pattern": ({}, lambda v: isinstance(v, Mapping) and all(map(_is_alpha, v.values())), f"module names, each with {_ALPHA}"),
+    "use_rslora": (False, lambda v: type(v) is bool, "true or false"),
+    "base_model_name_or_path": ("", lambda v: isinstance(v, str), "a name"),
+    "target_modules": ((), lambda v: isinstance(v, str) or _are_names(v), _NAMES),
+    "modules_to_save": ((), _are_heads, f"{_NAMES}, at most {MAX_HEADS} and no patterns"),
+    "bias": ("none", lambda v: v in ("none", "all", "lora_only"), "'none', 'all' or 'lora_only'"),
+    "fan_in_fan_out": (False, lambda v: type(v) is bool, "true or false"),
+    "lora_dropout": (0.0, lambda v: type(v) in (int, float) and 0 <= v <= 1, "a number from 0 to 1"),
+    "task_type": ("", lambda v: v in _TASKS, f"one of {', '.join(_TASKS)}"),
+    "revision": ("", lambda v: isinstance(v, str), "a name"),
+    "init_lora_weights": (True, lambda v: type(v) is bool or v in ("gaussian", "orthogonal"), "true, false, 'gaussian' or 'orthogonal', since other starts (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ, EVA, MiCA) change base weights, ranks or what is trained"),
+}  # fmt: skip
+CARRIED = ("bias", "fan_in_fan_out", "lora_dropout", "modules_to_save", "revision", "task_type")
+SELECTORS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+# no part of the update; auto_mapping is not carried along because PEFT imports what it names
+IGNORED = {"auto_mapping", "inference_mode", "megatron_core", "peft_version", "qalora_group_size", "runtime_config"}  # fmt: skip
+
+
+def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with all fields checked or set, and the patterns ready for :func:`resolve`."""
+    values: dict[str, Any] = {name: _value(config, name) for name in _FIELDS}
+    for name in ("rank_pattern", "alpha_pattern"):
+        values[name] = _patterns(name, values[name])
+    unsupported = {name: what for what, names, _ in UNSUPPORTED for name in names}
+    known = _FIELDS.keys() | IGNORED | {*SELECTORS}
+    for name, value in config.items():
+        if value and name in unsupported:
+            raise AdapterError(
+                f"{name} is {short(value)}: {unsupported[name]} is not supported; {SUPPORTED}"
+            )
+        if value and name not in known:
+            raise AdapterError(
+                f"{short(name)} is {short(value)}; expected no setting that PEFT 0.21 does not have for LoRA; save again with that PEFT"
+            )
+    return {**config, **values}
+
+
+def _value(config: Mapping[str, object], name: str) -> object:
+    default, accepts, expected = _FIELDS[name]
+    value = config.get(name)
+    if value is None and default is not None:
+        return default
+    value = sorted(value) if isinstance(value, set) else value  # in memory PEFT has sets of names
+    if not accepts(value):
+        came = short(value) if name in config else "missing"
+        raise AdapterError(f"{name} is {came}; expected {expected}")
+    return value
+
+
+def _patterns(setting: str, patterns: Mapping[str, object]) -> dict[str, tuple[int, object]]:
+    """Module or dotted suffix of one -> place in the config and value; ``^`` before a full name."""
+    named: dict[str, tuple[int, object]] = {}
+    for position, (pattern, value) in enumerate(patterns.items()):
+        if not re.fullmatch(r"\^?(?:[\w.-]|\\\W)+", pattern):
+            raise AdapterError(
+                rf"{setting} has {short(pattern)}; expected a module's name or its end, with ^ before a full name and \. for dots at most, since patterns from outside are not run; spell the names out"
+            )
+        named.setdefault(re.sub(r"\\(\W)", r"\1", pattern), (position, value))
+    return named
+
+
+def resolve(patterns: Mapping[str, tuple[int, Any]], module: str, default: float) -> float:
+    """Value of the first pattern that matches a module, as PEFT has it."""
+    names = ("^" + module, *suffixes(module))
+    return min((patterns[n] for n in names if n in patterns), default=(0, default))[1]
+
+
+def suffixes(name: str) -> Iterator[str]:
+    """``a.b.c`` -> ``a.b.c``, ``b.c``, ``c``."""
+    while name:
+        yield name
+        name = name.partition(".")[2]
+
+
+def short(value: object) -> str:
+    """A value for a message, cut where an attacker would have it fill the screen."""
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "…"
