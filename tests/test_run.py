@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import florana
 from crash import SMALL
@@ -163,6 +166,42 @@ def test_resume_after_kill_is_bit_identical(tmp_path: Path, method: str) -> None
     expected = state(tmp_path / "unbroken")
     for moment in moments:
         assert state(tmp_path / moment) == expected, moment
+
+
+def test_a_torn_line_of_metrics_is_cut_off(
+    finished: tuple[Path, list[Event], Summary], tmp_path: Path
+) -> None:
+    """A kill in the middle of writing metrics leaves half a line; resuming cuts it and goes on."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    (folder / "summary.json").unlink()
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.write('{"kind": "client", "rou')
+    runner.resume(folder, lambda _e: None)
+    assert state(folder) == state(finished[0])
+
+
+def cut_in_half(path: Path) -> None:
+    """What a failing disk leaves."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without_its_state(path: Path) -> None:
+    """A safetensors file of someone else."""
+    save_file({"other": torch.zeros(1)}, path)
+
+
+@pytest.mark.parametrize("damage", [cut_in_half, without_its_state])
+def test_a_damaged_checkpoint_is_refused(
+    finished: tuple[Path, list[Event], Summary], tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """A checkpoint that cannot be read is named, with what to do, and nothing is guessed."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    (folder / "summary.json").unlink()
+    damage(folder / "checkpoint.safetensors")
+    with pytest.raises(RunError, match=r"checkpoint\.safetensors is damaged"):
+        runner.resume(folder, lambda _e: None)
 
 
 def test_ideal_exports_its_residual(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class RoundRow:
         accuracy: of the global model on the global test set, in [0, 1].
         loss: its cross-entropy there, in nats.
         client_accuracy: mean over the round's clients of their own model, before aggregation, on their
-            own held-out data; NaN in round 0.
+            own held-out data; None in round 0, as all that follows but the bytes.
         worst_client: the smallest of these.
         error_used: relative aggregation error of what was used, over all modules.
         error_average: what plain averaging would have had.

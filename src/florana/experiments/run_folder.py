@@ -31,7 +31,7 @@ from torch import Tensor
 from florana import __version__
 from florana.adapter import Adapter
 from florana.config import RunConfig
-from florana.errors import RunError
+from florana.errors import AdapterError, RunError
 from florana.lowrank import Product
 from florana.peft_io import save_adapter
 
@@ -177,27 +177,14 @@ class RunFolder:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                state = json.loads(file.metadata()["state"])
+                state = json.loads((file.metadata() or {})["state"])
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise RunError(f"{path} cannot be read: {error}") from error
-        pairs = {n: replace(p, alpha=state["alphas"][n]) for n, p in template.pairs.items()}
-        adapter = replace(template, pairs=pairs).with_tensors(
-            {name: tensors[f"adapter/{name}"] for name in template.tensors()}
-        )
-        residual = {
-            name: Product(tensors[f"residual.B/{name}"], tensors[f"residual.A/{name}"])
-            for name in template.pairs
-            if f"residual.B/{name}" in tensors
-        }
-        return Checkpoint(
-            state["server_round"],
-            adapter,
-            residual,
-            state["metrics_size"],
-            state["best_round"],
-            state["best_accuracy"],
-        )
+            return _checkpoint(state, tensors, template)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AdapterError) as error:
+            raise RunError(
+                f"{path} is damaged ({type(error).__name__}: {error}); start the run anew with: "
+                f"florana run {self.path / 'config.toml'} --output NEW"
+            ) from error
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -208,6 +195,27 @@ class RunFolder:
         if not isinstance(found, dict):
             raise RunError(f"{path} cannot be read: it holds {type(found).__name__}, no object")
         return found
+
+
+def _checkpoint(
+    state: Mapping[str, Any], tensors: Mapping[str, Tensor], template: Adapter
+) -> Checkpoint:
+    """What :meth:`RunFolder.write_checkpoint` wrote, in the form of ``template``."""
+    pairs = {n: replace(p, alpha=state["alphas"][n]) for n, p in template.pairs.items()}
+    named = {name: tensors[f"adapter/{name}"] for name in template.tensors()}
+    residual = {
+        name: Product(tensors[f"residual.B/{name}"], tensors[f"residual.A/{name}"])
+        for name in template.pairs
+        if f"residual.B/{name}" in tensors
+    }
+    return Checkpoint(
+        state["server_round"],
+        replace(template, pairs=pairs).with_tensors(named),
+        residual,
+        state["metrics_size"],
+        state["best_round"],
+        state["best_accuracy"],
+    )
 
 
 def refuse_used(path: Path) -> None:

@@ -69,6 +69,10 @@ def resume(path: Path, watch: Watch) -> Summary:
     _check_same(before, experiment.provenance, path)
     folder.write_config(config)
     checkpoint = folder.read_checkpoint(experiment.model.initial)
+    if checkpoint is not None:
+        folder.append_metrics(
+            [], after=checkpoint.metrics_size
+        )  # cut off what a kill left half written
     return _Run(experiment, folder, watch).finish(checkpoint or _first_checkpoint(experiment))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -30,7 +30,6 @@ class LocalGrid(Grid):
         client_app: the app that answers messages; its context names the partition.
         num_partitions: number of clients.
         run_config: given to every client as ``context.run_config``.
-        on_start: called with the partition before a message is handled, for progress.
     """
 
     def __init__(
@@ -38,12 +37,10 @@ class LocalGrid(Grid):
         client_app: ClientApp,
         num_partitions: int,
         run_config: dict[str, Any] | None = None,
-        on_start: Callable[[int], None] | None = None,
     ) -> None:
         self._client_app = client_app
         self._num_partitions = num_partitions
         self._run_config = run_config or {}
-        self._on_start = on_start or (lambda _partition: None)
         self._states = {p: RecordDict() for p in range(num_partitions)}
         self._message_ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
@@ -100,7 +97,6 @@ class LocalGrid(Grid):
 
     def _answer(self, message: Message) -> Message:
         partition = message.metadata.dst_node_id - FIRST_NODE_ID
-        self._on_start(partition)
         context = Context(
             run_id=self._run.run_id,
             node_id=message.metadata.dst_node_id,
