@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence_cells import Cell, trained, units
+from evidence_cells import Cell, has_every_operator, trained, units
 from evidence_measures import Judged, drift, geometry, judge
-from evidence_operators import CONTROLS, OPERATORS, Round
+from evidence_operators import CONTROLS, CORE, OPERATORS, Round
 from torch import Tensor
 
 from florana import Adapter, ClientUpdate
@@ -40,7 +40,8 @@ def measure(experiment: Experiment, cell: Cell, steps: int, rows: Sequence[Row])
     torch.manual_seed(0)
     start, updates = trained(experiment, cell, steps)
     done = {row["operator"] for row in rows}
-    new = _compare(experiment, start, updates[steps], done, bf16=cell.bf16)
+    wanted = _wanted(cell, steps) - done
+    new = _compare(experiment, start, updates[steps], wanted, bf16=cell.bf16)
     return [{**cell.settings, "steps": steps, **row} for row in new]
 
 
@@ -48,11 +49,11 @@ def _compare(
     experiment: Experiment,
     start: Adapter,
     updates: Sequence[ClientUpdate],
-    done: Collection[str],
+    wanted: Collection[str],
     *,
     bf16: bool,
 ) -> list[Row]:
-    """Every operator that is not done on the same updates, and the controls."""
+    """The wanted operators and controls on the same updates; plain averaging is scored in any case."""
     rounds = _rounds(start, updates)
     weights = next(iter(rounds.values())).module.weights
     heads = {
@@ -71,15 +72,20 @@ def _compare(
     reference: Judged | None = None
     for operators, head in ((OPERATORS, heads), (CONTROLS, start.extras)):
         for name, operator in operators.items():
-            if name in done and reference is not None:
+            if name not in wanted and reference is not None:
                 continue
             made = {module: operator(r) for module, r in rounds.items()}
             judged = score(made, head)
             reference = reference or judged  # the first is plain averaging
-            if name not in done:
+            if name in wanted:
                 row = {**_scores(judged, reference), **geometry(rounds, made), **about}
                 rows.append({"operator": name, **row})
     return [{k: _short(v) for k, v in row.items()} for row in rows]
+
+
+def _wanted(cell: Cell, steps: int) -> set[str]:
+    """Operators and controls of a case."""
+    return {*(OPERATORS if has_every_operator(cell, steps) else CORE), *CONTROLS}
 
 
 def _rounds(start: Adapter, updates: Sequence[ClientUpdate]) -> dict[str, Round]:
@@ -142,11 +148,10 @@ def _of(rows: Sequence[Row], cell: Cell, steps: int) -> list[Row]:
 
 def _missing(rows: Sequence[Row]) -> list[tuple[Cell, int]]:
     """Cells and numbers of steps that lack an operator."""
-    names = OPERATORS.keys() | CONTROLS.keys()
     return [
         (cell, steps)
         for cell, steps in units()
-        if not {row["operator"] for row in _of(rows, cell, steps)} >= names
+        if not {row["operator"] for row in _of(rows, cell, steps)} >= _wanted(cell, steps)
     ]
 
 

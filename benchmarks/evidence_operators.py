@@ -143,6 +143,17 @@ def _average_at_exact_norm(r: Round) -> Product:
     return weighted_sum([r.start, r.average], [1 - factor, factor])
 
 
+def _weighted(size: Callable[[Product], float]) -> Operator:
+    """Plain averaging with weights in proportion to a function of a client's s B_u A_u, not to its examples."""
+
+    def operator(r: Round) -> Product:
+        sizes = [size(pair.product) for pair in r.module.pairs]
+        share = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
+        return r.module.mixture(share, share).product
+
+    return operator
+
+
 def _shrink(r: Round) -> Product:
     """P₀ + a(D): the step damped direction by direction, by the noise between clients."""
     step = shrunk(r.step(r.target), r.client_steps, r.module.weights, "noise")
@@ -195,10 +206,21 @@ OPERATORS: Mapping[str, Operator] = {
     "blend by noise, truncated": _truncated(_blend(Sums.noise)),
     "blend by pairs": _blend(Sums.pairs),
     "blend by pairs, truncated": _truncated(_blend(Sums.pairs)),
+    "average, equal weights": _weighted(lambda _: 1.0),
+    "average, weights by norm": _weighted(lowrank.norm),
     "step 0.5": _step(0.5),
     "head alone": lambda r: r.start,
 }
-"""Name -> operator; all with the mean of the clients' heads."""
+"""Name -> operator; all with the mean of the clients' heads, weighted by examples."""
+
+CORE: tuple[str, ...] = (
+    *("average", "line 0.25", "line 0.5", "line 0.75", "exact", "optimum", "florana"),
+    *("best B for mean A", "best A for mean B", "best B for mean A, blended by noise, truncated"),
+    *("blend by noise, truncated", "blend by pairs, truncated", "shrink by noise", "step 0.5"),
+    *("exact at average's norm", "average at exact's norm"),
+    *("average, equal weights", "average, weights by norm", "head alone"),
+)
+"""Operators that every case has; the others are compared in the first cases only."""
 
 CONTROLS: Mapping[str, Operator] = {
     "average, start's head": _line(0.0),

@@ -139,7 +139,9 @@ def test_later_overrides_win_and_beat_the_file(tmp_path: Path) -> None:
 
 def test_method_options_are_set_beside_its_name() -> None:
     """Options of the chosen method are keys of its section."""
-    config = load_config(None, ["method.name=florana", "method.solver=gradient", "method.iterations=50"])
+    config = load_config(
+        None, ["method.name=florana", "method.solver=gradient", "method.iterations=50"]
+    )
     assert config.method.options == {"solver": "gradient", "iterations": 50}
     config = load_config(None, ["method.name=ideal", "method.gauge=orthonormal"])
     assert (config.method.name, config.method.options) == ("ideal", {"gauge": "orthonormal"})

@@ -30,16 +30,16 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from florana import peft_io
 from florana.adapter import Adapter, ClientUpdate, LoraPair
 from florana.aggregators import aggregate
 from florana.errors import AdapterError, RunError
-from florana.peft_format import (
+from florana.peft_io import folder as peft_io
+from florana.peft_io import load_adapter, save_adapter
+from florana.peft_io.state_dict import (
     adapter_from_state_dict,
     adapter_to_config,
     adapter_to_state_dict,
 )
-from florana.peft_io import load_adapter, save_adapter
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),

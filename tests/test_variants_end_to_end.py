@@ -239,14 +239,14 @@ def test_faults_of_a_folder_are_refused(change: dict[str, Any], words: list[str]
     change = dict(change)
     variant: Variant = "hira" if change.pop("rank", "") else "dora"
     adapter = toy(variant).initial
-    state = florana.peft_format.adapter_to_state_dict(adapter)
-    config = florana.peft_format.adapter_to_config(adapter)
+    state = florana.peft_io.adapter_to_state_dict(adapter)
+    config = florana.peft_io.adapter_to_config(adapter)
     dropped, shape = change.pop("drop", None), change.pop("shape", None)
     state = {k: v for k, v in state.items() if dropped is None or dropped not in k}
     if shape:
         state["base_model.model.query.lora_magnitude_vector"] = torch.ones(shape)
     with pytest.raises(AdapterError) as caught:
-        florana.peft_format.adapter_from_state_dict(state, {**config, **change})
+        florana.peft_io.adapter_from_state_dict(state, {**config, **change})
     for word in words:
         assert word in str(caught.value)
 

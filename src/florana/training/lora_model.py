@@ -15,7 +15,7 @@ from florana.adapter import EVERYTHING, Adapter, Part
 from florana.config import LoraConfig
 from florana.errors import AdapterError, ModelError
 from florana.lowrank import Product
-from florana.peft_format import adapter_from_state_dict
+from florana.peft_io.state_dict import adapter_from_state_dict
 from florana.training.base_model import MeanPooledClassifier, ModelSource
 from florana.training.hira_layer import add_residual
 

@@ -1,7 +1,7 @@
 """PEFT adapter folders: read with suspicion, written whole or not at all.
 
 Sizes and counts are known before anything is allocated; links, pipes and pickles are refused. What the
-settings and tensors mean is the business of :mod:`florana.peft_format`.
+settings and tensors mean is the business of :mod:`florana.peft_io.state_dict`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torch import Tensor
 
 from florana.adapter import Adapter
 from florana.errors import AdapterError, RunError
-from florana.peft_format import (
+from florana.peft_io.settings import read_settings, short
+from florana.peft_io.state_dict import (
     about,
     adapter_from_state_dict,
     adapter_to_config,
     adapter_to_state_dict,
     build_adapter,
 )
-from florana.peft_settings import read_settings, short
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_WEIGHTS_BYTES = 2**20, 2**24, 2**33

@@ -1,7 +1,7 @@
 """PEFT's adapter format in memory: state dict and settings on one side, :class:`Adapter` on the other.
 
 PEFT itself is not imported here. Supported are LoRA, DoRA and HiRA pairs of linear layers, heads
-(``modules_to_save``) and biases. To support a row of :data:`florana.peft_settings.UNSUPPORTED`, take it
+(``modules_to_save``) and biases. To support a row of :data:`florana.peft_io.settings.UNSUPPORTED`, take it
 out and teach :func:`build_adapter` and :func:`adapter_to_state_dict` its keys.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from florana.adapter import Adapter, LoraPair, Part
 from florana.config import Variant
 from florana.errors import AdapterError
-from florana.peft_settings import (
+from florana.peft_io.settings import (
     CARRIED,
     FOREIGN,
     IGNORED,
