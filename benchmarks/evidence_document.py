@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
+END = "<!-- end -->"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
 
 
 def fill(text: str, blocks: Mapping[str, str]) -> str:
-    """Replace what stands between ``<!-- table NAME -->`` and ``<!-- end -->``.
+    r"""Replace what stands between ``<!-- table NAME -->`` and ``<!-- end -->`` for every NAME among ``blocks``.
 
     Raises:
-        KeyError: if the document asks for a table that is not among ``blocks``.
+        KeyError: if the document has no place for one of them.
 
     Example:
-        >>> fill("<!-- table a -->old<!-- end -->", {"a": "new"}).split()[3:5]
-        ['-->', 'new']
+        >>> fill("<!-- table a -->\nold\n<!-- end -->", {"a": "new"}).splitlines()[1]
+        'new'
     """
-    return re.sub(
-        r"(<!-- table (\S+) -->).*?(<!-- end -->)",
-        lambda found: f"{found[1]}\n{blocks[found[2]]}\n{found[3]}",
-        text,
-        flags=re.DOTALL,
-    )
+    for name, block in blocks.items():
+        start = f"<!-- table {name} -->\n"
+        before, found, rest = text.partition(start)
+        if not found:
+            raise KeyError(name)
+        text = before + start + block + "\n" + rest[rest.index(END) :]
+    return text
 
 
 def write_document(blocks: Mapping[str, str]) -> None:

@@ -32,12 +32,12 @@ def test_examples_run(script: Path) -> None:
 
 
 def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's Python blocks run one after the other, given two adapter folders to read."""
+    """The README's Python blocks run one after the other, given three adapter folders to read."""
     import torch
 
     import florana
 
-    for seed, name in enumerate(("site_a", "site_b")):
+    for seed, name in enumerate(("site_a", "site_b", "site_c")):
         numbers = torch.Generator().manual_seed(seed)
         A, B = torch.randn(4, 12, generator=numbers), torch.randn(8, 4, generator=numbers)
         adapter = florana.Adapter({"model.layers.0.q_proj": florana.LoraPair(A, B, alpha=8)})

@@ -175,6 +175,40 @@ def test_svd_is_the_dense_one(product: Product) -> None:
 
 
 @few
+@given(product=products(), leading=st.integers(0, 12))
+def test_leading_triplets_are_the_first_of_all(product: Product, leading: int) -> None:
+    """``leading`` cuts the vectors and not the singular values."""
+    U, S, Vh = lowrank.svd(product)
+    cut = lowrank.svd(product, leading)
+    assert torch.equal(cut.S, S)
+    assert torch.equal(cut.Vh, Vh[:leading])
+    assert torch.equal(cut.U, U[:, :leading])
+
+
+def test_less_than_no_triplets_are_refused() -> None:
+    """A negative number of triplets is an error, not a count from the end."""
+    with pytest.raises(ValueError, match="0 or more, got -1"):
+        lowrank.svd(Product(torch.ones(3, 1), torch.ones(1, 2)), -1)
+
+
+@every_gauge
+def test_split_refuses_what_was_not_multiplied_out(gauge: Gauge) -> None:
+    """A rank beyond the triplets at hand is an error, not a smaller rank."""
+    decomposition = lowrank.svd(Product(torch.eye(4), torch.eye(4)), leading=2)
+    with pytest.raises(ValueError, match="leading=3 or more"):
+        lowrank.split(decomposition, 3, gauge, torch.ones(3, 4))
+    assert lowrank.split(decomposition, 2, gauge, torch.ones(3, 4)).width == 2
+
+
+@few
+@given(both=pairs_of_products())
+def test_inner_is_the_dense_one(both: tuple[Product, Product]) -> None:
+    """⟨X, Y⟩ = Σ X_ij Y_ij."""
+    expected = float((dense(both[0]) * dense(both[1])).sum())
+    assert lowrank.inner(*both) == pytest.approx(expected, abs=1e-11)
+
+
+@few
 @given(product=products(), rank=st.integers(0, 12))
 def test_truncation_error_is_that_of_the_best_matrix(product: Product, rank: int) -> None:
     """Eckart-Young, at every rank from 0 to beyond the width; 0 for a zero product."""

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from florana.aggregators import Aggregate, Errors, GlobalState, aggregate
     from florana.errors import FloranaError
     from florana.experiments.loading import load_base_model, load_model
+    from florana.folders.aggregate import aggregate_folders
+    from florana.folders.inspect import inspect_folders
+    from florana.folders.inspect_values import Inspection
+    from florana.folders.result import FolderResult
     from florana.peft_io import load_adapter, save_adapter
 
 __version__ = "0.1.0"
@@ -24,10 +28,14 @@ _HOME = {
     "ClientUpdate": "florana.adapter",
     "Errors": "florana.aggregators",
     "FloranaError": "florana.errors",
+    "FolderResult": "florana.folders.result",
     "GlobalState": "florana.aggregators",
+    "Inspection": "florana.folders.inspect_values",
     "LoraPair": "florana.adapter",
     "Plan": "florana.adapter",
     "aggregate": "florana.aggregators",
+    "aggregate_folders": "florana.folders.aggregate",
+    "inspect_folders": "florana.folders.inspect",
     "load_adapter": "florana.peft_io",
     "load_base_model": "florana.experiments.loading",
     "load_model": "florana.experiments.loading",
@@ -40,11 +48,15 @@ __all__ = [
     "ClientUpdate",
     "Errors",
     "FloranaError",
+    "FolderResult",
     "GlobalState",
+    "Inspection",
     "LoraPair",
     "Plan",
     "__version__",
     "aggregate",
+    "aggregate_folders",
+    "inspect_folders",
     "load_adapter",
     "load_base_model",
     "load_model",

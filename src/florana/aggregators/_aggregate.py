@@ -268,6 +268,8 @@ def _in_dtype(result: ModuleResult, module: Module, like: LoraPair) -> ModuleRes
 
 
 def _mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    if all(torch.equal(tensor, tensors[0]) for tensor in tensors[1:]):
+        return tensors[0].clone()  # to the bit, in float64 too
     mean = sum(w * t.double() for w, t in zip(weights, tensors, strict=True))
     assert isinstance(mean, Tensor)
     return mean.to(tensors[0])

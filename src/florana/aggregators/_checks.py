@@ -71,6 +71,7 @@ def check_compatible(adapter: Adapter, reference: Adapter) -> None:
             raise AdapterError(f"{what} is {came!r}, expected {expected!r}")
     _check_names("module", adapter.pairs, reference.pairs)
     _check_names("parameter", adapter.extras, reference.extras)
+    _check_same_form(adapter, reference)
     for name, pair in adapter.pairs.items():
         expected_pair = reference.pairs[name]
         if pair.shape != expected_pair.shape:
@@ -93,6 +94,22 @@ def check_compatible(adapter: Adapter, reference: Adapter) -> None:
                 f"expected {tuple(expected_tensor.shape)}"
             )
         _check_dtype(f"parameter {name}", tensor, expected_tensor)
+
+
+def _check_same_form(adapter: Adapter, reference: Adapter) -> None:
+    """What shapes alone do not show: how PEFT stores a module, and settings that change what a tensor stands for."""
+    for module in sorted(adapter.layouts.keys() | reference.layouts.keys()):
+        if adapter.layouts.get(module) != reference.layouts.get(module):
+            raise AdapterError(
+                f"module {module} is stored as {adapter.layouts.get(module)}, expected "
+                f"{reference.layouts.get(module)}; all clients must adapt the same model"
+            )
+    for setting in ("layer_replication", "trainable_token_indices"):
+        came, expected = adapter.peft_config.get(setting), reference.peft_config.get(setting)
+        if came != expected:
+            raise AdapterError(
+                f"{setting} is {came}, expected {expected}; train all clients with one setting"
+            )
 
 
 def _check_names(kind: str, came: Mapping[str, object], expected: Mapping[str, object]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from florana import lowrank
 from florana.adapter import LoraPair, Plan
 from florana.aggregators import _weighted
-from florana.lowrank import Product
+from florana.lowrank import Grams, Product
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,12 @@ class Module:
     @cached_property
     def mean(self) -> Product:
         r"""The mean of the clients' updates in factored form, :math:`C = \sum_u w_u s_u B_u A_u`."""
-        return lowrank.weighted_sum([pair.product for pair in self.pairs], self.weights)
+        return _stacked(self.pairs, self.weights)
+
+    @cached_property
+    def grams(self) -> Grams:
+        """Inner products of all rows of the mean's A, and of all columns of its B: two (R, R) matrices."""
+        return Grams.of(self.mean)
 
     @property
     def goal(self) -> Product:
@@ -81,8 +86,13 @@ class Module:
 
     @cached_property
     def svd(self) -> lowrank.Svd:
-        """Singular value decomposition of the target."""
-        return lowrank.svd(self.target)
+        """All singular values of the target, and its first ``rank`` singular vectors."""
+        return self._svd(self.target)
+
+    def _svd(self, product: Product) -> lowrank.Svd:
+        """Decomposition of the target or the ideal; where that is the mean its Gram matrices are kept for others."""
+        known = product is self.mean and lowrank.takes_grams(product, self.rank)
+        return lowrank.svd(product, self.rank, self.grams if known else None)
 
     @cached_property
     def best(self) -> Product:
@@ -98,8 +108,8 @@ class Module:
 
     @cached_property
     def ideal_svd(self) -> lowrank.Svd:
-        """Singular value decomposition of the ideal."""
-        return self.svd if self.aim is None else lowrank.svd(self.ideal)
+        """All singular values of the ideal, and its first ``rank`` singular vectors."""
+        return self.svd if self.aim is None else self._svd(self.ideal)
 
     @cached_property
     def restart(self) -> LoraPair:
@@ -117,7 +127,7 @@ class Module:
         The ratio s_u/ŝ is 1 when all clients share one scaling. Smaller ranks are padded with zeros
         up to the largest. Float64.
         """
-        w = torch.tensor(self.weights, dtype=torch.float64, device=self.pairs[0].A.device)
+        w = self._vector(self.weights)
         return self.mixture(w, w)
 
     def mixture(self, p: Tensor, q: Tensor) -> LoraPair:
@@ -127,21 +137,45 @@ class Module:
             p: (U,), float64.
             q: (U,), float64.
         """
-        A, B = self.factors()
-        width = A.shape[1]
-        return LoraPair(
-            torch.einsum("u,urd->rd", p, A),
-            torch.einsum("u,udr->dr", q, B),
-            self.alpha if width == self.rank else _alpha_for(self.scaling, width, self.rslora),
-            self.rslora,
-        )
+        width, (d_out, d_in) = self.width, self.pairs[0].shape
+        A = torch.zeros(width, d_in, dtype=torch.float64, device=p.device)
+        B = torch.zeros(d_out, width, dtype=torch.float64, device=p.device)
+        for pair, p_u, q_u in zip(self.pairs, p.tolist(), q.tolist(), strict=True):
+            A[: pair.rank].add_(pair.A, alpha=p_u)
+            B[:, : pair.rank].add_(pair.folded().B, alpha=q_u * (pair.scaling / self.scaling))
+        alpha = self.alpha
+        if width != self.rank:
+            alpha = _alpha_for(self.scaling, width, self.rslora)
+        return LoraPair(A, B, alpha, self.rslora)
+
+    @property
+    def width(self) -> int:
+        """Rank that smaller ones are padded to: the largest of the clients, and in a federation of the result."""
+        own = 0 if self.start is None else self.rank
+        return max(own, *(pair.rank for pair in self.pairs))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The clients' A (U, r, d_in) and (s_u/ŝ) B (U, d_out, r), padded to one rank, in float64."""
-        own = 0 if self.start is None else self.rank
-        width = max(own, *(pair.rank for pair in self.pairs))
-        padded = [lowrank.pad(pair.product, width) for pair in self.pairs]
+        padded = [lowrank.pad(pair.product, self.width) for pair in self.pairs]
         return torch.stack([p.A for p in padded]), torch.stack([p.B / self.scaling for p in padded])
+
+    def factor_grams(self) -> tuple[Tensor, Tensor]:
+        """Inner products of all rows of :meth:`factors`, A_j A_lᵀ and C_iᵀ C_k with C_u = (s_u/ŝ) B_u: (U, r, U, r)."""
+        B = _stacked(self.pairs, [1 / self.scaling] * len(self.pairs)).B
+        ranks, device = [pair.rank for pair in self.pairs], B.device
+        # Row k of client u stands at u r + k after padding.
+        rows = [u * self.width + torch.arange(r, device=device) for u, r in enumerate(ranks)]
+        return self._padded(self.grams.A, torch.cat(rows)), self._padded(B.T @ B, torch.cat(rows))
+
+    def _padded(self, gram: Tensor, places: Tensor) -> Tensor:
+        """(R, R) -> (U, r, U, r), zero where a client has fewer rows."""
+        U, width = len(self.pairs), self.width
+        wide = gram.new_zeros(U * width, U * width)
+        wide[places[:, None], places] = gram
+        return wide.reshape(U, width, U, width)
+
+    def _vector(self, numbers: Sequence[float]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.float64, device=self.pairs[0].A.device)
 
     @property
     def scaling(self) -> float:
@@ -151,6 +185,19 @@ class Module:
     def pair(self, product: Product) -> LoraPair:
         """The result's pair for a product of width ``rank``: ŝ is divided out of B."""
         return LoraPair(product.A, product.B / self.scaling, self.alpha, self.rslora)
+
+
+def _stacked(pairs: Sequence[LoraPair], weights: Sequence[float]) -> Product:
+    """Σ w_u s_u B_u A_u as one product, each number copied once: for thin stacks time goes into fresh memory."""
+    (d_out, d_in), width = pairs[0].shape, sum(pair.rank for pair in pairs)
+    B = torch.empty(d_out, width, dtype=torch.float64, device=pairs[0].B.device)
+    A = torch.empty(width, d_in, dtype=torch.float64, device=pairs[0].A.device)
+    scales, end = [], 0
+    for pair, w in zip(pairs, weights, strict=True):
+        place, end = slice(end, end + pair.rank), end + pair.rank
+        B[:, place], A[place] = pair.folded().B, pair.A
+        scales += [w * pair.scaling] * pair.rank
+    return Product(B.mul_(torch.tensor(scales, dtype=B.dtype, device=B.device)), A)
 
 
 def _alpha_for(scaling: float, rank: int, rslora: bool) -> float:

@@ -33,14 +33,16 @@ class Errors(NamedTuple):
 
 def of_lora(module: Module, made: LoraPair, rank: int) -> Errors:
     """Errors of a plain pair, ``made``, the residual included; ``rank`` is that of the trained part."""
+    spectrum = module.ideal_svd
+    size = float(torch.linalg.vector_norm(spectrum.S))
     average = module.average.product
     if module.residual is not None:
         average = lowrank.weighted_sum([module.residual, average], [1.0, 1.0])
     return Errors(
-        used=lowrank.relative_error(made.product, module.ideal),
-        average=lowrank.relative_error(average, module.ideal),
-        optimum=lowrank.truncation_error(module.ideal_svd, rank),
-        target_norm=float(torch.linalg.vector_norm(module.ideal_svd.S)),
+        used=lowrank.relative_error(made.product, module.ideal, size),
+        average=lowrank.relative_error(average, module.ideal, size),
+        optimum=lowrank.truncation_error(spectrum, rank),
+        target_norm=size,
     )
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from florana.adapter import LoraPair
 from florana.aggregators._contract import Method, nearest_pair
 from florana.config import Variant
 from florana.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,7 @@ def build(name: str, options: Mapping[str, object]) -> Method:
     Raises:
         ConfigError: if the method or an option is not known, or a value does not fit.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     chosen = card(name)
     mistakes = [
@@ -135,8 +139,7 @@ def build(name: str, options: Mapping[str, object]) -> Method:
     ]
     try:
         known = {key: value for key, value in options.items() if key in chosen.options}
-        adapter: TypeAdapter[Method] = TypeAdapter(cast(Any, chosen.build))
-        made = adapter.validate_python(known)
+        made = _validator(chosen.build).validate_python(known)
     except ValidationError as error:
         mistakes += [
             f"method {name!r}, option {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
@@ -145,3 +148,11 @@ def build(name: str, options: Mapping[str, object]) -> Method:
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return made
+
+
+@functools.cache
+def _validator(method: Callable[..., Method]) -> TypeAdapter[Method]:
+    """Made once: with one aggregation per module of a folder it would cost more than many of them."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cast(Any, method))

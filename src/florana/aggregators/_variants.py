@@ -149,7 +149,7 @@ class DoraForm:
         def error(pair: LoraPair, residual: Product | None) -> float:
             return relative(_dora.norm(_dora.minus(_dora.whole(pair, W, residual), ideal), W))
 
-        tail = torch.linalg.vector_norm(lowrank.svd(ideal.product).S[rank:])
+        tail = torch.linalg.vector_norm(lowrank.svd(ideal.product, leading=rank).S[rank:])
         return Errors(
             used=error(made, None),
             average=error(self.plain, self.base_residual),

@@ -57,17 +57,23 @@ class _Quadratic(NamedTuple):
         return self.t - 2 * g @ q + q @ H @ q
 
 
-def _objective(A: Tensor, C: Tensor, goal: Product, metric: Tensor | None) -> _Objective:
-    """Gram blocks of A (U, r, d_in) and C (U, d_out, r), and their products with the goal T/ŝ."""
-    if metric is not None:
-        return _weighted.weighted_quadratic(A, C, goal, metric)
-    a = torch.einsum("jxd,lyd->jxly", A, A)
-    b = torch.einsum("idx,kdy->ixky", C, C)
-    h = torch.einsum(
-        "ixm,mjx->ij", torch.einsum("idx,dm->ixm", C, goal.B), (goal.A @ A.mT).movedim(0, 1)
-    )
-    t = ((goal.B.T @ goal.B) * (goal.A @ goal.A.T)).sum()
-    return _Quadratic(a, b, h, t)
+def _objective(module: Module) -> _Objective:
+    """Gram blocks of the clients' A_u and C_u, and their products with the goal T/ŝ."""
+    goal = Product(module.goal.B / module.scaling, module.goal.A)
+    if module.metric is not None:
+        return _weighted.weighted_quadratic(*module.factors(), goal, module.metric)
+    a, b = module.factor_grams()
+    # Every client's C_uᵀ B and A A_uᵀ with the goal's B and A: (U, r, R) and (R, U, r).
+    if module.aim is None:
+        w = torch.tensor(module.weights, dtype=a.dtype, device=a.device)
+        left, right = (b * w[:, None]).flatten(2), a.flatten(0, 1)
+        t = torch.einsum("ixky,ixky,i,k->", a, b, w, w)
+    else:
+        A, C = module.factors()
+        left = torch.einsum("udr,dm->urm", C, goal.B)
+        right = torch.einsum("md,urd->mur", goal.A, A)
+        t = ((goal.B.T @ goal.B) * (goal.A @ goal.A.T)).sum()
+    return _Quadratic(a, b, torch.einsum("ixm,mjx->ij", left, right), t)
 
 
 @register(
@@ -115,10 +121,8 @@ class Florana:
 
     def __call__(self, module: Module, /) -> ModuleResult:
         """Aggregate one module."""
-        A, C = module.factors()
-        w = torch.tensor(module.weights, dtype=torch.float64, device=A.device)
-        goal = module.goal
-        problem = _objective(A, C, Product(goal.B / module.scaling, goal.A), module.metric)
+        w = torch.tensor(module.weights, dtype=torch.float64, device=module.pairs[0].A.device)
+        problem = _objective(module)
         solve = self._alternate if self.solver == "als" else self._descend
         p, q = solve(problem, w)
         return ModuleResult(module.mixture(p, q))

@@ -27,9 +27,10 @@ class FloranaOpt:
     .. math:: \min_{\hat A, \hat B} \lVert T - ŝ \hat B \hat A \rVert_F, \qquad
               T = \sum_u w_u s_u B_u A_u
 
-    By Eckart and Young the minimum is the truncated SVD of T. It is computed from QR factors of the
-    stacked clients' factors, in O((d_in + d_out) R²) with R = Σ r_u, and T is never formed. It equals
-    (p, q) of FLoRA-NA with an r × r matrix per client in place of each scalar.
+    By Eckart and Young the minimum is the truncated SVD of T. It is computed from the stacked clients' factors, by QR
+    or by Gram matrices (:func:`florana.lowrank.svd`), in O((d_in + d_out) R²) with R = Σ r_u, and T is never formed
+    unless R exceeds min(d_out, d_in). It equals (p, q) of FLoRA-NA with an r × r matrix per client in place of each
+    scalar.
 
     For DoRA T is the low-rank part of the mean of the clients' weights, D̄W + T with T = Σ w_u s_u D_u B_u A_u. For
     HiRA the distance is ‖W ⊙ (H − B̂Â)‖_F, H = Σ w_u B_u A_u: a weighted low-rank problem, solved by

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from florana import __version__
-from florana.cli import compare, config, methods, report, run
+from florana.cli import aggregate, compare, config, inspect, methods, report, run
 from florana.errors import FloranaError
 
 INTERRUPTED = 130
@@ -26,6 +26,8 @@ app = typer.Typer(
 app.command()(run.run)
 app.command()(compare.compare)
 app.command()(report.report)
+app.command()(aggregate.aggregate)
+app.command()(inspect.inspect)
 app.command()(methods.methods)
 app.command()(config.config)
 
@@ -60,7 +62,7 @@ def _guard(command: Callable[[], Any]) -> None:
     except SystemExit as ending:
         if ending.code == INTERRUPTED:  # typer makes it of a KeyboardInterrupt
             typer.echo(
-                "florana: interrupted; go on with: florana run --resume DIR, or the same florana compare again",
+                "florana: interrupted; go on with: florana run --resume DIR, or the same command again",
                 err=True,
             )
         raise
