@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from evidence_operators import OPERATORS
+from evidence_operators import CONTROLS, CORE
 
 Row = Mapping[str, Any]
 
 SETTINGS = ("task", "start", "learning_rate", "rank", "seed", "skew", "steps")
 LINE = ("average", "line 0.25", "line 0.5", "line 0.75", "exact")
-RIVALS = tuple(name for name in OPERATORS if name != "head alone")
-"""Operators that could be a default; the head alone is a control."""
+RIVALS = tuple(name for name in CORE if name != "head alone")
+"""Operators of every case that could be a default; the head alone is a control."""
 BLENDS = {
     "λ = noise, whole update": "step_noise",
     "λ = pairs, whole update": "step_pairs",
@@ -90,8 +90,10 @@ class Case:
         return float(next(row[key] for row in self.rows.values() if key in row))
 
 
-def cases(rows: Sequence[Row], *, bf16: bool = True) -> list[Case]:
-    """The cases among the rows that have every operator, in the order in which they were measured."""
+def cases(
+    rows: Sequence[Row], *, bf16: bool = True, operators: Collection[str] = (*CORE, *CONTROLS)
+) -> list[Case]:
+    """The cases among the rows that have all these operators, in the order in which they were measured."""
     found: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
         if row["bf16"] == bf16:
@@ -99,7 +101,7 @@ def cases(rows: Sequence[Row], *, bf16: bool = True) -> list[Case]:
     return [
         Case(dict(zip(SETTINGS, key, strict=True)), of)
         for key, of in found.items()
-        if of.keys() >= OPERATORS.keys()
+        if of.keys() >= {*operators}
     ]
 
 

@@ -115,8 +115,9 @@ def grid() -> Iterator[tuple[Cell, tuple[int, ...]]]:
     for rank in (2, 16):
         for task in FACTORS:
             yield Cell(task, "0.3", rank=rank), (20,)
-    for task in ("sst2", "banking77"):
-        yield Cell(task, "0.1", 3e-3), (5, 20)
+    others: tuple[tuple[str, Skew], ...] = (("sst2", "0.3"), ("banking77", "0.1"))
+    for task, skew in others:
+        yield Cell(task, skew, 3e-3), (5, 20)
         yield Cell(task, "iid", 3e-3), (20,)
     for task in ("docstrings", "sst2", "banking77"):
         yield Cell(task, "0.3", start="warm"), (20,)

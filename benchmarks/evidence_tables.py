@@ -10,7 +10,7 @@ from typing import Any
 from evidence_cases import BLENDS, RIVALS, Case, Row, cases, spearman
 from evidence_cells import SKEWS, units
 from evidence_document import write_document
-from evidence_operators import CONTROLS, OPERATORS
+from evidence_operators import CONTROLS, CORE, OPERATORS
 
 DRIFT: tuple[str, ...] = ("error", "rest_share", "step_cosine", "step_agreement", "step_noise")
 DRIFT += ("rest_cosine", "rest_noise", "head_cosine", "largest_weight")
@@ -18,17 +18,8 @@ DIRECTIONS = ("average", "exact at average's norm", "average at exact's norm", "
 HEADS = ("start", "head alone", "average, start's head", "exact, start's head", "average", "exact")
 
 
-SHOWN: tuple[str, ...] = ("average", "line 0.25", "line 0.5", "exact", "optimum", "florana")
-SHOWN += (
-    "best B for mean A",
-    "best A for mean B",
-    "blend by noise, truncated",
-    "blend by pairs",
-    "blend by pairs, truncated",
-)
-SHOWN += ("best B for mean A, blended by noise, truncated", "damp by noise", "shrink by noise")
-SHOWN += ("exact at average's norm", "average at exact's norm", "head alone")
-"""Operators of the short table in docs/evidence.md."""
+SHOWN = (*RIVALS, "head alone")
+"""Operators of the table in docs/evidence.md."""
 
 
 def write_tables(rows: Sequence[Row], path: Path) -> str:
@@ -44,6 +35,8 @@ def write_tables(rows: Sequence[Row], path: Path) -> str:
         f"Made by `python benchmarks/evidence.py --tables` from {path.stem}.jsonl beside it. {count}",
         "## Which operator is good everywhere",
         everywhere(found),
+        "### Every operator, in the first cases",
+        everywhere(cases(rows, operators=OPERATORS), tuple(OPERATORS)),
         "### One λ for all modules, M + λ R, by rule",
         "Interpolated along the line between λ = 0, 0.25, 0.5, 0.75 and 1.",
         rules(found),
@@ -61,8 +54,6 @@ def write_tables(rows: Sequence[Row], path: Path) -> str:
         contrast(found, HEADS),
         "## Every case",
         every_case(found),
-        "### Gain in every case",
-        gains(found, (*RIVALS, "head alone")),
         *(f"## {_title(group)}\n\n{by_operator(of)}" for group, of in _groups(found)),
         "## bf16 against float32",
         precision(found, cases(rows, bf16=False)),
@@ -73,30 +64,37 @@ def write_tables(rows: Sequence[Row], path: Path) -> str:
         {
             "count": count,
             "everywhere": everywhere(found, SHOWN),
-            "gains": gains(found, SHOWN),
+            "setting": by_setting(found, "exact"),
+            "worst": by_stratum(found, lambda of, name: f"{min(c.gain(name) for c in of):+.1f}"),
             "error": error_matters(found),
             "direction": contrast(found, DIRECTIONS),
             "head": contrast(found, HEADS),
-            "cases": every_case(found),
         }
     )
     return text
 
 
-def gains(found: Sequence[Case], names: Sequence[str]) -> str:
-    """Gain in points of some operators, a column for each case."""
-    header = ["operator", *(f"{_label(case)}" for case in found)]
-    return _table(
-        header, [[name, *(f"{case.gain(name):+.1f}" for case in found)] for name in names]
+def by_setting(found: Sequence[Case], operator: str) -> str:
+    """Gain of one operator in points, a row per task and rate, a column per skew and number of steps."""
+    fresh = [c for c in found if (c.settings["start"], c.settings["rank"]) == ("fresh", 8)]
+    columns = sorted(
+        {
+            (SKEWS.index(c.settings["skew"]), c.settings["steps"])
+            for c in fresh
+            if c.settings["seed"] == 0
+        }
     )
-
-
-def _label(case: Case) -> str:
-    of = case.settings
-    return (
-        f"{of['task']} {of['skew']}, {of['start']}, {of['learning_rate']:g}, r {of['rank']}, "
-        f"seed {of['seed']}, {of['steps']} steps"
-    )
+    header = ["task, rate", *(f"{SKEWS[skew]}, {steps}" for skew, steps in columns)]
+    lines = []
+    for task, rate in sorted({(c.settings["task"], c.settings["learning_rate"]) for c in fresh}):
+        by = {
+            (SKEWS.index(c.settings["skew"]), c.settings["steps"]): c.gain(operator)
+            for c in fresh
+            if (c.settings["task"], c.settings["learning_rate"], c.settings["seed"])
+            == (task, rate, 0)
+        }
+        lines.append([f"{task}, {rate:g}", *(f"{by[k]:+.1f}" if k in by else "" for k in columns)])
+    return _table(header, lines)
 
 
 def everywhere(found: Sequence[Case], names: Sequence[str] = (*RIVALS, "head alone")) -> str:
@@ -222,7 +220,7 @@ def by_operator(found: Sequence[Case]) -> str:
     ]
     header = ["operator", *(f"{skew}, {steps}" for skew, steps in columns)]
     lines = []
-    for name in (*OPERATORS, *CONTROLS):
+    for name in (*CORE, *CONTROLS):
         of = [[c for c in found if (c.settings["skew"], c.settings["steps"]) == k] for k in columns]
         lines.append([name, *(f"{mean(c.accuracy(name) for c in cs):.3f}" for cs in of)])
     return _table(header, lines)

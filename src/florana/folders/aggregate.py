@@ -12,6 +12,7 @@ import torch
 from florana.aggregators import build
 from florana.config import ServerConfig
 from florana.errors import AggregationError
+from florana.folders._threads import one_thread
 from florana.folders.agreement import Agreed, Wanted, agree
 from florana.folders.base import BaseWeights, open_base
 from florana.folders.card import model_card
@@ -110,7 +111,7 @@ def aggregate_folders(
     )
     check_job(job)
     _check_apart(paths, out)
-    with open_clients(paths, weights, limits or Limits()) as clients:
+    with one_thread(), open_clients(paths, weights, limits or Limits()) as clients:
         agreed = agree(clients, Wanted(method, rank, job.dtype, missing, base_name))
         _check_variant(agreed, base, streaming)
         room = 2**12 + 400 * (3 * len(agreed.modules) + len(agreed.extras))

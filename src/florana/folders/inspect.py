@@ -11,6 +11,7 @@ from torch import Tensor
 
 from florana.config import Variant
 from florana.errors import ConfigError
+from florana.folders._threads import one_thread
 from florana.folders.agreement import Wanted, agree
 from florana.folders.base import open_base
 from florana.folders.clients import Client as Folder
@@ -90,7 +91,7 @@ def inspect_folders(
     if missing not in CHOICES:
         raise ConfigError(f"missing is {missing!r}; expected one of {', '.join(CHOICES)}")
     wanted = Wanted(NEAREST, dtype=torch.float64, missing=missing, base_name=base_name)
-    with open_clients(paths, weights, limits or Limits()) as folders:
+    with one_thread(), open_clients(paths, weights, limits or Limits()) as folders:
         agreed = agree(folders, wanted)
         stored = [[f.folder.form.modules.get(name) for f in folders] for name in agreed.modules]
         known = [[m for m in modules if m is not None] for modules in stored]
