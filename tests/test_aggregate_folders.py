@@ -143,7 +143,7 @@ def test_many_adapters_are_streamed_and_the_bound_holds(
     paths = clients(tmp_path, 4)
     whole = aggregate_folders(paths, tmp_path / "whole")
     assert whole.error is not None  # small modules are held at once, for exact errors
-    monkeypatch.setattr(combine, "SMALL", 0)
+    monkeypatch.setattr(combine, "FEW", 0)
     result = aggregate_folders(paths, tmp_path / "out")
     ideal = {
         name: sum(dense_delta(u.adapter.pairs[name]) for u in updates(paths)) / 4

@@ -203,7 +203,11 @@ class Repeating(LocalGrid):
         messages = list(messages)
         replies = super().send_and_receive(messages, timeout=timeout)
         if messages and round_of(messages[0]) == 2:
+            ids = [message.metadata.message_id for message in messages]
             more = super().send_and_receive(messages, timeout=timeout)
+            for message, reply, first in zip(messages, more, ids, strict=True):
+                message.metadata.__dict__["_message_id"] = first  # it was the same message
+                reply.metadata.__dict__["_reply_to_message_id"] = first
             replies += more if self.heard else []
         return replies
 

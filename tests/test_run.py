@@ -16,7 +16,7 @@ import florana
 from crash import SMALL
 from florana.config import RunConfig, load_config
 from florana.errors import FloranaError, RunError
-from florana.experiments import runner
+from florana.experiments import client, runner
 from florana.experiments.events import ClientLeftOut, Event, Prepared, RoundRow, Summary
 from florana.experiments.run_folder import RunFolder
 from florana.experiments.setup import prepare
@@ -137,7 +137,7 @@ def test_a_client_that_fails_is_left_out_and_named(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One client that raises, and one that sends NaN, are named; the round goes on with the others."""
-    real = runner.train
+    real = client.train
 
     def train(model: Any, data: Any, config: Any, place: Any, *more: Any) -> float:
         if (place.server_round, place.client) == (2, 0):
@@ -147,7 +147,7 @@ def test_a_client_that_fails_is_left_out_and_named(
             model.parameters[0].data.fill_(float("nan"))
         return loss
 
-    monkeypatch.setattr(runner, "train", train)
+    monkeypatch.setattr(client, "train", train)
     everyone = ["federation.clients=4", "federation.participation=1.0", "federation.partition=iid"]
     _, events, _ = tiny_run(settings, tmp_path / "run", *everyone)
     left_out = {e.client: e.reason for e in events if isinstance(e, ClientLeftOut)}
@@ -162,7 +162,7 @@ def test_too_few_clients_stop_the_run_and_it_can_go_on(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """With fewer than min_clients replies the run stops with every reason, and ends as if it had not."""
-    real = runner.train
+    real = client.train
 
     def broken(model: Any, data: Any, config: Any, place: Any, *more: Any) -> float:
         if place.server_round == 3:
@@ -171,7 +171,7 @@ def test_too_few_clients_stop_the_run_and_it_can_go_on(
 
     chosen = f"method.name={method}"
     with monkeypatch.context() as patched:
-        patched.setattr(runner, "train", broken)
+        patched.setattr(client, "train", broken)
         with pytest.raises(FloranaError, match=r"round 3: 0 usable replies[\s\S]*is broken"):
             tiny_run(settings, tmp_path / "run", chosen)
     assert runner.resume(tmp_path / "run", lambda _e: None).rounds == 4

@@ -28,6 +28,9 @@ from florana.tasks.partition import Scheme
 Codec = Literal["float32", "float16", "bfloat16", "int8"]
 """What stands for numbers on the wire, see :mod:`florana.federation.codec`."""
 
+NODES = "nodes"
+"""As ``data.source``: every SuperNode of a deployment brings its own file."""
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -73,16 +76,28 @@ class DataConfig(_Section):
     ``owner/name[:config][@split]``; ``$VARIABLES`` of the environment are filled in. ``test`` is a second source for the global test set; without it
     ``test_fraction`` of the data is held out. Each client holds out ``local_test_fraction`` of its own.
     ``max_examples`` takes a random part of the source, before anything is held out.
+    ``labels`` names the classes, in the order of the head's outputs; by default those found in the
+    data. With ``source = "nodes"`` every node of a Flower deployment brings a file of its own (``florana app``); nobody
+    sees all of the data then, so ``labels`` has to be given.
     """
 
     source: Name = "docstrings"
     test: Name | None = None
+    labels: Annotated[tuple[Name, ...], Field(min_length=2)] | None = None
     text: Name = "text"
     text_pair: Name | None = None
     label: Name = "label"
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     local_test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     max_examples: Count | None = None
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> DataConfig:
+        if self.source == NODES and self.labels is None:
+            raise ValueError("source = 'nodes' needs labels, the names of the classes on all nodes")
+        if self.labels and len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels names a class twice: {', '.join(self.labels)}")
+        return self
 
 
 class LoraConfig(_Section):
@@ -142,6 +157,9 @@ class FederationConfig(_Section):
     ``column``, all of one value of ``column`` together. Each client has ``min_labels`` or more.
     ``uplink`` and ``downlink`` are the number formats on the wire: float32, or float16, bfloat16 or int8 with
     error feedback.
+    ``engine`` is where ``florana run`` has its clients: in this process, or on Flower's ``simulation``. On Flower's engines
+    a round waits ``wait_seconds`` for enough nodes, and a client that takes longer than ``deadline_seconds``
+    for its part of a round is left out of it. An update ΔW whose norm is above ``max_norm`` is refused.
     """
 
     clients: Annotated[int, Field(ge=2)] = 10
@@ -155,6 +173,10 @@ class FederationConfig(_Section):
     column: Name | None = None
     uplink: Codec = "float32"
     downlink: Codec = "float32"
+    engine: Literal["local", "simulation"] = "local"
+    wait_seconds: Positive = 600.0
+    deadline_seconds: Positive | None = None
+    max_norm: Positive | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> FederationConfig:
@@ -174,6 +196,19 @@ class FederationConfig(_Section):
 def sampled_clients(federation: FederationConfig) -> int:
     """Clients drawn for each round: the share ``participation`` of all, at least one."""
     return max(1, round(federation.participation * federation.clients))
+
+
+class SimulationConfig(_Section):
+    """What one client of ``federation.engine = "simulation"`` gets of this machine.
+
+    As many clients train at a time as their shares go into ``cpus`` and ``gpus``, by default all that Ray finds. A
+    client computes with as many threads as it has whole CPUs, at least one, unless ``threads`` says otherwise.
+    """
+
+    client_cpus: Positive = 1.0
+    client_gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    cpus: Count | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
 
 
 class TrainingConfig(_Section):
@@ -264,6 +299,7 @@ class RunConfig(_Section):
     training: TrainingConfig = TrainingConfig.model_validate({})
     method: MethodConfig = MethodConfig()
     server: ServerConfig = ServerConfig()
+    simulation: SimulationConfig = SimulationConfig()
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -287,10 +323,25 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         problem = _assign(given, keys, _toml_value(value))
         if problem:
             mistakes.append(f"--set {override!r}: {problem}")
+    return check_config(given, str(path) if path is not None else "configuration", mistakes)
+
+
+def check_config(
+    given: dict[str, Any], where: str = "configuration", mistakes: Sequence[str] = ()
+) -> RunConfig:
+    """Check nested settings, as a TOML file holds them.
+
+    Args:
+        given: section -> key -> value.
+        where: what they are from, for the message.
+        mistakes: what is known to be wrong already.
+
+    Raises:
+        ConfigError: with one line for every mistake.
+    """
     config, found = _validate(given)
     if config is None or mistakes or found:
-        where = str(path) if path is not None else "configuration"
-        raise ConfigError("\n".join([f"{where}:", *(f"  {m}" for m in mistakes + found)]))
+        raise ConfigError("\n".join([f"{where}:", *(f"  {m}" for m in [*mistakes, *found])]))
     return config
 
 

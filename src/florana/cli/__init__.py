@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -10,6 +12,7 @@ import typer
 
 from florana import __version__
 from florana.cli import aggregate, compare, config, inspect, methods, report, run
+from florana.cli import app as flower_app
 from florana.errors import FloranaError
 
 INTERRUPTED = 130
@@ -25,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(compare.compare)
+app.command(name="app")(flower_app.write_app)
 app.command()(report.report)
 app.command()(aggregate.aggregate)
 app.command()(inspect.inspect)
@@ -65,4 +69,14 @@ def _guard(command: Callable[[], Any]) -> None:
                 "florana: interrupted; go on with: florana run --resume DIR, or the same command again",
                 err=True,
             )
+            _leave(INTERRUPTED)
         raise
+
+
+def _leave(code: int) -> None:
+    """Leave now if threads would keep the process: Ray's wait for clients that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    others = (t for t in threading.enumerate() if t is not threading.current_thread())
+    if any(not thread.daemon for thread in others):
+        os._exit(code)

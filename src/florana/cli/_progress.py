@@ -16,9 +16,11 @@ from rich.table import Table
 from florana.config import RunConfig, sampled_clients
 from florana.experiments.events import (
     ClientLeftOut,
+    ClientReplied,
     ClientStarted,
     ClientTested,
     Event,
+    Note,
     Prepared,
     RoundRow,
     Summary,
@@ -80,6 +82,10 @@ class Progress:
                 self._print(
                     f"[yellow]round {event.server_round}: {escape(event.client)} left out: {escape(event.reason)}"
                 )
+            case ClientReplied():
+                self._show_reply(event)
+            case Note():
+                self._print(f"[dim]{escape(event.text)}")
             case RoundRow():
                 self._show_round(event)
             case Summary():
@@ -138,6 +144,13 @@ class Progress:
             left=f"about {left:.0f} s left" if left is not None else "",
         )
 
+    def _show_reply(self, event: ClientReplied) -> None:
+        said = "failed" if event.failed else "replied"
+        text = f"round {event.server_round}: {event.client} {said} after {event.seconds:.1f} s"
+        if not self._console.is_terminal:
+            self._print(escape(text))
+        self._advance(text)
+
     def _show_round(self, row: RoundRow) -> None:
         self._print(
             f"{row.server_round:>5}  {row.accuracy:>6.3f} {row.loss:>6.3f}  {_number(row.client_accuracy, 7)}"
@@ -167,8 +180,12 @@ def _plan(provenance: Mapping[str, Any], config: RunConfig, event: Prepared) -> 
         "model": f"{provenance['base_model']['name']} (SHA-256 {provenance['base_model']['sha256'][:12]}…, checked)",
         "data": f"{data['name']}: {data['examples']} to train, {data['test_examples']} to test, "
         f"{len(provenance['labels'])} labels",
-        "clients": f"{federation.clients}, {_who_takes_part(federation.participation)}, {federation.partition}{skew}, "
-        f"{min(sizes)} to {max(sizes)} examples each",
+        "clients": f"{federation.clients}, {_who_takes_part(federation.participation)}, "
+        + (
+            f"{federation.partition}{skew}, {min(sizes)} to {max(sizes)} examples each"
+            if sizes
+            else "each with data of its own"
+        ),
         "LoRA": f"rank {config.lora.rank}, alpha {config.lora.alpha:g} on {', '.join(config.lora.target_modules)}",
         "training": f"{federation.rounds} rounds of {length} of {training.batch_size * training.accumulation}, "
         f"learning rate {training.learning_rate:g}",

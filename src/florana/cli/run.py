@@ -33,6 +33,13 @@ def run(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default a free one under runs/.")
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where the clients are: local, in this process, or simulation, Flower's, in parallel.",
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Go on with the run in DIR after an interruption."),
@@ -56,13 +63,14 @@ def run(
 
     from florana.cli._progress import Progress
 
-    if resume is not None and (config, override, method, seed, output) != (None,) * 5:
+    if resume is not None and (config, override, method, seed, output, engine) != (None,) * 6:
         raise ConfigError(
             "--resume takes everything from the run's folder; leave out the other arguments"
         )
     given = list(override or [])
     given += [f"method.name={method}"] if method is not None else []
     given += [f"seed={seed}"] if seed is not None else []
+    given += [f"federation.engine={engine}"] if engine is not None else []
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress())
         watchers = [progress.watch]

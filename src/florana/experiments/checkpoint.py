@@ -16,7 +16,7 @@ from torch import Tensor
 from florana.adapter import Adapter
 from florana.aggregators import GlobalState, Memory
 from florana.federation.client_memory import freeze, thaw
-from florana.federation.strategy import Known
+from florana.federation.outcome import Known
 from florana.lowrank import Product
 
 STRATEGY = -1
@@ -35,6 +35,8 @@ class Checkpoint:
         metrics_size: size of metrics.jsonl in bytes when the round was finished.
         best_round: round of the best global model so far.
         best_accuracy: its accuracy.
+        unscored: the last round's line for metrics.jsonl where the clients score the global model, which they do
+            when they get it, in the next round; None where the server does.
     """
 
     state: GlobalState
@@ -44,6 +46,7 @@ class Checkpoint:
     metrics_size: int = 0
     best_round: int = 0
     best_accuracy: float = -1.0
+    unscored: Mapping[str, Any] | None = None
 
 
 def encode(checkpoint: Checkpoint) -> bytes:
@@ -65,6 +68,7 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "metrics_size": checkpoint.metrics_size,
         "best_round": checkpoint.best_round,
         "best_accuracy": checkpoint.best_accuracy,
+        "unscored": checkpoint.unscored,
     }
     # F and its first increment are the same tensors, which the format wants apart
     contiguous = {
@@ -108,6 +112,7 @@ def decode(path: Path, first: GlobalState) -> Checkpoint:
         said["metrics_size"],
         said["best_round"],
         said["best_accuracy"],
+        said.get("unscored"),
     )
 
 

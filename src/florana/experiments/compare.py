@@ -43,6 +43,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from florana.atomic import write_atomically
 from florana.errors import RunError
 from florana.experiments.comparison import fairness, mistakes, render
 from florana.experiments.comparison.grid import Grid, TaskSource, build_grid
@@ -59,7 +60,6 @@ from florana.experiments.comparison.progress import (
 from florana.experiments.comparison.results import read_provenance, read_result
 from florana.experiments.comparison.table import levels, make_overall, make_rows
 from florana.experiments.comparison.value import Comparison, Task
-from florana.experiments.run_folder import write_atomically
 
 BASELINE = "fedit"
 """Plain averaging, which everything is compared with unless another method is named."""

@@ -42,6 +42,23 @@ class ClientLeftOut:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientReplied:
+    """A client elsewhere has answered, or an error came in its place; ``seconds`` after it was asked."""
+
+    server_round: int
+    client: str
+    seconds: float
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that people should know, such as that nodes are waited for."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class RoundRow:
     """One round in numbers.
 
@@ -86,7 +103,8 @@ class Summary:
         loss: its loss there.
         best_round: round of the best global model, and ``best_accuracy`` its accuracy.
         best_accuracy: see above.
-        best_client: the client whose own model, before the last aggregation, did best on the global test set.
+        best_client: the client whose own model, before the last aggregation, did best on the global test set; where
+            the server cannot test it, on the client's own held-out data.
         best_client_accuracy: its accuracy there.
         seconds: wall time of this part of the run.
     """
@@ -101,4 +119,13 @@ class Summary:
     seconds: float
 
 
-Event = Prepared | ClientStarted | ClientTested | ClientLeftOut | RoundRow | Summary
+Event = (
+    Prepared
+    | ClientStarted
+    | ClientTested
+    | ClientReplied
+    | ClientLeftOut
+    | Note
+    | RoundRow
+    | Summary
+)

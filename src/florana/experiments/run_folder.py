@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from florana import __version__
 from florana.adapter import Adapter
 from florana.aggregators import GlobalState
+from florana.atomic import write_atomically
 from florana.config import RunConfig
 from florana.errors import AdapterError, RunError
 from florana.experiments.checkpoint import Checkpoint, decode, encode
@@ -189,19 +190,6 @@ def free_folder(parent: Path, stem: str) -> Path:
     while candidate.exists():
         candidate, number = parent / f"{stem}-{number}", number + 1
     return candidate
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write aside, flush to disk, rename: a kill leaves the old file or the new one."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        with aside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
-from dataclasses import dataclass, replace
-from pathlib import Path
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from florana.aggregators import GlobalState, build, first_state, plan_of
-from florana.config import DataConfig, RunConfig, TrainingConfig, sampled_clients
-from florana.errors import DataError
-from florana.seeding import generator, torch_seed
-from florana.tasks import docstrings, tables
+from florana.config import NODES, RunConfig, TrainingConfig, sampled_clients
+from florana.errors import ConfigError
+from florana.experiments.client import ClientData, ClientWork, build_lora_model, choose_device
+from florana.experiments.data import load_data, load_test, spread
 from florana.tasks.dataset import TextDataset
-from florana.tasks.partition import hold_out, partition, split_clients
-from florana.training.base_model import ModelSource, build_model, find_model, load_tokenizer
+from florana.tasks.partition import ClientSplit
+from florana.training.base_model import ModelSource, find_model, load_tokenizer
 from florana.training.examples import Examples, tokenize
 from florana.training.lora_model import LoraModel
 
@@ -37,136 +37,158 @@ RECORDED = (
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ClientData:
-    """A client's own examples: what it trains on and what it tests its own model on."""
-
-    train: Examples
-    test: Examples
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Experiment:
-    """Everything that a run needs, made from its configuration alone.
+class ServerSide:
+    """What the server half of a run needs, on any engine.
 
     Args:
         config: the resolved configuration.
         model: the base model with LoRA, holding the first adapter.
-        clients: every client's examples; of a pooled method one client with everybody's.
-        training: how a client trains; the step of a pooled client is as large as all clients' together.
         first: the server's state before the first round.
-        test: the global test set, which no client sees.
+        test: the global test set, which no client sees; None where the server has no data.
+        sizes: every client's number of training examples, where the server knows them.
         provenance: what the run was made of, to be kept beside its results.
     """
 
     config: RunConfig
     model: LoraModel
-    clients: tuple[ClientData, ...]
-    training: TrainingConfig
     first: GlobalState
-    test: Examples
+    test: Examples | None
+    sizes: tuple[int, ...]
     provenance: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Experiment:
+    """Everything that a run in this process needs, made from its configuration alone.
+
+    Args:
+        server: the server half.
+        work: the client half; both share one model.
+        clients: every client's examples; of a pooled method one client with everybody's.
+    """
+
+    server: ServerSide
+    work: ClientWork
+    clients: tuple[ClientData, ...]
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved configuration."""
+        return self.server.config
+
+    @property
+    def model(self) -> LoraModel:
+        """The base model with LoRA, holding the first adapter."""
+        return self.server.model
+
+    @property
+    def first(self) -> GlobalState:
+        """The server's state before the first round."""
+        return self.server.first
+
+    @property
+    def test(self) -> Examples:
+        """The global test set."""
+        assert self.server.test is not None
+        return self.server.test
+
+    @property
+    def training(self) -> TrainingConfig:
+        """How a client trains; the step of a pooled client is as large as all clients' together."""
+        return self.work.training
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the run was made of."""
+        return self.server.provenance
+
+
 def prepare(config: RunConfig) -> Experiment:
-    """Load data and model and spread the data over the clients.
+    """Load data and model and spread the data over the clients of this process.
 
     Raises:
         DataError, ModelError: if something cannot be had or does not fit.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    data, test = _load_data(config)
-    seed, federation = config.seed, config.federation
-    parts = partition(
-        data.labels,
-        federation.clients,
-        federation.partition,
-        generator(seed, "partition"),
-        dirichlet_alpha=federation.dirichlet_alpha,
-        labels_per_client=federation.labels_per_client,
-        min_labels=federation.min_labels,
-        groups=data.groups,
-    )
-    splits = split_clients(parts, config.data.local_test_fraction, generator(seed, "local test"))
+    _set_threads(config)
+    data, test = load_data(config)
+    splits = spread(config, data)
     source = find_model(config.model.name)
     tokenizer = load_tokenizer(source)
     examples = tokenize(data, tokenizer, config.model.max_length)
     clients = tuple(ClientData(examples.take(s.train), examples.take(s.test)) for s in splits)
-    base = build_model(source, config.model, len(data.label_names), torch_seed(seed, "head"))
-    device = torch.device(_device(config))
-    model = LoraModel(base, source, config.lora, torch_seed(seed, "factors"), device)
-    method = build(config.method.name, config.method.options)
-    first = first_state(model.initial, method, model.base_weights)
-    test_examples = tokenize(test, tokenizer, config.model.max_length)
-    provenance = _provenance(config, source, data, test, clients)
     training = config.training
-    if plan_of(method, 1).pooled:
+    pooled = plan_of(build(config.method.name, config.method.options), 1).pooled
+    if pooled:
         everyone = np.sort(np.concatenate([s.train for s in splits]))
         held_out = np.sort(np.concatenate([s.test for s in splits]))
         clients = (ClientData(examples.take(everyone), examples.take(held_out)),)
-        accumulation = training.accumulation * sampled_clients(federation)
+        accumulation = training.accumulation * sampled_clients(config.federation)
         training = training.model_copy(update={"accumulation": accumulation})
-    return Experiment(config, model, clients, training, first, test_examples, provenance)
-
-
-def _load_data(config: RunConfig) -> tuple[TextDataset, TextDataset]:
-    """Training data and global test set."""
-    settings = config.data
-    data = _load(settings, settings.source, config.federation.column)
-    data = data.head(settings.max_examples, generator(config.seed, "examples"))
-    if settings.test is not None:
-        return data, _load(settings, settings.test, None, data)
-    kept, held = hold_out(len(data), settings.test_fraction, generator(config.seed, "test set"))
-    return data.select(kept), data.select(held, "held-out test set")
-
-
-def _load(
-    settings: DataConfig, source: str, group: str | None, like: TextDataset | None = None
-) -> TextDataset:
-    if source == "docstrings":
-        if group is not None:
-            raise DataError(
-                f"the docstrings have no column {group!r}; leave federation.column out, or set data.source"
-            )
-        return docstrings.load()
-    found = tables.load(
-        _expanded(source),
-        text=settings.text,
-        label=settings.label,
-        text_pair=settings.text_pair,
-        group=group,
-        label_names=like.label_names if like is not None else None,
+    model = build_lora_model(config, source, len(data.label_names))
+    server = ServerSide(
+        config,
+        model,
+        _first(config, model),
+        tokenize(test, tokenizer, config.model.max_length),
+        tuple(len(client.train) for client in clients),
+        _provenance(config, source, data, test, splits),
     )
-    return replace(found, name=source)
+    return Experiment(server, ClientWork(config, model, training), clients)
 
 
-def _expanded(source: str) -> str:
-    """The source with environment variables filled in, so that a configuration can travel."""
-    expanded = os.path.expandvars(source)
-    if "$" in expanded and not Path(expanded).exists():
-        raise DataError(f"data source {source!r} names an environment variable that is not set")
-    return expanded
+def prepare_server(config: RunConfig) -> ServerSide:
+    """What the server needs where clients are in other processes; only the test set is tokenised.
+
+    Raises:
+        ConfigError: if the method needs all clients in one place.
+        DataError, ModelError: if something cannot be had or does not fit.
+    """
+    _set_threads(config)
+    if plan_of(build(config.method.name, config.method.options), 1).pooled:
+        raise ConfigError(
+            f"{config.method.name} has all clients' data in one place; leave federation.engine at 'local'"
+        )
+    data: TextDataset | None = None
+    splits: Sequence[ClientSplit] = ()
+    if config.data.source == NODES:
+        test = load_test(config)
+        labels: Sequence[str] = config.data.labels or ()
+    else:
+        data, test = load_data(config)
+        splits, labels = spread(config, data), data.label_names
+    source = find_model(config.model.name)
+    model = build_lora_model(config, source, len(labels))
+    examples: Examples | None = None
+    if test is not None:
+        examples = tokenize(test, load_tokenizer(source), config.model.max_length)
+    provenance = _provenance(config, source, data, test, splits)
+    sizes = tuple(len(s.train) for s in splits)
+    return ServerSide(config, model, _first(config, model), examples, sizes, provenance)
 
 
-def _device(config: RunConfig) -> str:
-    if config.device != "auto":
-        return config.device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def _set_threads(config: RunConfig) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
+def _first(config: RunConfig, model: LoraModel) -> GlobalState:
+    method = build(config.method.name, config.method.options)
+    return first_state(model.initial, method, model.base_weights)
 
 
 def _provenance(
     config: RunConfig,
     source: ModelSource,
-    data: TextDataset,
-    test: TextDataset,
-    clients: tuple[ClientData, ...],
+    data: TextDataset | None,
+    test: TextDataset | None,
+    splits: Sequence[ClientSplit],
 ) -> dict[str, Any]:
-    label_counts = [np.bincount(c.train.labels, minlength=len(data.label_names)) for c in clients]
+    labels = list(data.label_names if data else config.data.labels or ())
+    counts = [np.bincount(data.labels[s.train], minlength=len(labels)) for s in splits if data]
     return {
         "config": config.model_dump(mode="json"),
         "seed": config.seed,
+        "key": secrets.token_hex(8),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in RECORDED},
@@ -175,16 +197,16 @@ def _provenance(
             "system": platform.system(),
             "architecture": platform.machine(),
             "threads": torch.get_num_threads(),
-            "device": _device(config),
+            "device": choose_device(config),
         },
         "base_model": {"name": source.name, "sha256": source.sha256},
         "data": {
-            "name": data.name,
-            "examples": len(data),
-            "fingerprint": data.fingerprint,
-            "test_examples": len(test),
-            "test_fingerprint": test.fingerprint,
+            "name": data.name if data else "the nodes' own",
+            "examples": len(data) if data else 0,
+            "fingerprint": data.fingerprint if data else "",
+            "test_examples": len(test) if test else 0,
+            "test_fingerprint": test.fingerprint if test else "",
         },
-        "labels": list(data.label_names),
-        "partition": [counts.tolist() for counts in label_counts],
+        "labels": labels,
+        "partition": [row.tolist() for row in counts],
     }

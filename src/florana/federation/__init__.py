@@ -2,8 +2,9 @@
 
 from florana.federation.client_app import LocalResult, build_client_app
 from florana.federation.local_grid import LocalGrid
+from florana.federation.outcome import RoundOutcome
 from florana.federation.records import Held, pack, unpack
-from florana.federation.strategy import LoraStrategy, RoundOutcome
+from florana.federation.strategy import LoraStrategy
 
 __all__ = [
     "Held",

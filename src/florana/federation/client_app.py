@@ -43,9 +43,14 @@ class LocalResult(NamedTuple):
 TrainClient = Callable[[Held, Plan, int, int], LocalResult]
 """(where to start, plan, round, partition) -> local result."""
 
+ScoreClient = Callable[[Held, int], Mapping[str, float]]
+"""(a model, partition) -> what it scores on the client's own held-out data."""
 
-def build_client_app(template: Adapter, train_client: TrainClient) -> ClientApp:
-    """A Flower ClientApp that answers ``train`` messages.
+
+def build_client_app(
+    template: Adapter, train_client: TrainClient, score_client: ScoreClient | None = None
+) -> ClientApp:
+    """A Flower ClientApp that answers ``train`` messages, and ``evaluate`` messages if it can score.
 
     Training and the test of the client's own model go in one message, since on other engines every
     message starts a process. What the client must remember (the global parts that the server will not send
@@ -54,30 +59,104 @@ def build_client_app(template: Adapter, train_client: TrainClient) -> ClientApp:
     Args:
         template: an adapter of the shape that this federation trains.
         train_client: does the work, knows the client's data and nothing of Flower.
+        score_client: tests a model on the client's own held-out data.
     """
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        config = message.content.config_records["config"]
-        plan = read_plan(config)
-        _check_held(context.state, config)
-        came = unpack(message.content, template, _recall(context.state, HELD, template))
-        if config["keep"]:
-            _remember(context.state, HELD, pack(came.adapter, came.residual))
-            context.state[HELD_ROUND] = ConfigRecord({"round": int(config["server-round"]) - 1})  # type: ignore[arg-type]
-        start = own_model(came, context.state, template)
         partition = int(context.node_config["partition-id"])
-        result = train_client(start, plan, int(config["server-round"]), partition)  # type: ignore[arg-type]
-        if plan.home:
-            _remember(context.state, HOME, pack(result.adapter, parts=plan.home))
-        content = _reply(result.adapter, came.adapter, plan, _read_codec(config), context.state)
-        content["metrics"] = MetricRecord(
-            {"num-examples": result.num_examples, "partition-id": partition, **result.metrics}
+        content = answer_train(
+            message.content, context.state, partition, template, train_client, score_client
         )
         return Message(content, reply_to=message)
 
+    if score_client is not None:
+
+        @app.evaluate()
+        def evaluate(message: Message, context: Context) -> Message:
+            partition = int(context.node_config["partition-id"])
+            content = answer_evaluate(
+                message.content, context.state, partition, template, score_client
+            )
+            return Message(content, reply_to=message)
+
     return app
+
+
+def answer_train(
+    content: RecordDict,
+    state: RecordDict,
+    partition: int,
+    template: Adapter,
+    train_client: TrainClient,
+    score_client: ScoreClient | None = None,
+) -> RecordDict:
+    """A client's part of a round: take the global model, train, and say what the plan asks for.
+
+    Args:
+        content: the server's message.
+        state: what this client kept; what it has to keep now is written into it.
+        partition: which client this is.
+        template: an adapter of the shape that this federation trains.
+        train_client: does the work.
+        score_client: tests the received model as well, where the message asks for it.
+
+    Raises:
+        AdapterError: if the message does not fit what is held here.
+    """
+    config = content.config_records["config"]
+    plan, server_round = read_plan(config), _round_of(config)
+    came = _receive(content, state, template)
+    if config["keep"]:
+        _remember(state, HELD, pack(came.adapter, came.residual))
+        state[HELD_ROUND] = ConfigRecord({"round": server_round - 1})
+    start = own_model(came, state, template)
+    received = score_client(start, partition) if score_client and config.get("score") else {}
+    result = train_client(start, plan, server_round, partition)
+    if plan.home:
+        _remember(state, HOME, pack(result.adapter, parts=plan.home))
+    reply = _reply(result.adapter, came.adapter, plan, _read_codec(config), state)
+    reply["metrics"] = MetricRecord(
+        {
+            "num-examples": result.num_examples,
+            "partition-id": partition,
+            **result.metrics,
+            **received,
+        }
+    )
+    return reply
+
+
+def answer_evaluate(
+    content: RecordDict,
+    state: RecordDict,
+    partition: int,
+    template: Adapter,
+    score_client: ScoreClient,
+) -> RecordDict:
+    """What the message's global model, with what is kept at home in its place, scores here.
+
+    Raises:
+        AdapterError: if the message does not fit what is held here.
+    """
+    start = own_model(_receive(content, state, template), state, template)
+    return RecordDict(
+        {"metrics": MetricRecord({"partition-id": partition, **score_client(start, partition)})}
+    )
+
+
+def _receive(content: RecordDict, state: RecordDict, template: Adapter) -> Held:
+    """The global model, made of what came and what is held here."""
+    _check_held(state, content.config_records["config"])
+    return unpack(content, template, _recall(state, HELD, template))
+
+
+def _round_of(config: ConfigRecord) -> int:
+    server_round = config.get("server-round")
+    if type(server_round) is not int:
+        raise AdapterError(f"the message's server-round is {server_round!r}, expected a number")
+    return server_round
 
 
 def _reply(

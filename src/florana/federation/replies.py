@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import textwrap
+from collections.abc import Collection, Iterable, Mapping
 from reprlib import repr as short
 from typing import Any
 
-from flwr.app import RecordDict
+from flwr.app import Message, RecordDict
 
+from florana import lowrank
 from florana.adapter import EVERYTHING, Adapter, LoraPair, Plan
 from florana.aggregators import check_compatible, check_finite
 from florana.errors import AdapterError
@@ -16,6 +19,44 @@ from florana.federation.records import Held, unpack
 
 MAX_EXAMPLES = 1e15
 """More than any client has, and few enough that sums of them are exact and finite."""
+
+
+REASON_LENGTH = 400
+"""Characters of an error that stand in the log; Ray's have whole paragraphs."""
+
+
+def match(
+    sent: Iterable[Message], replies: Iterable[Message]
+) -> tuple[list[tuple[int, Message | None]], list[Message]]:
+    """Every node that was asked with its reply, in the order of asking, and the replies to nothing.
+
+    An error that the SuperLink makes for a node comes from node 1, so a reply belongs to the node whose
+    message it answers. A node without a reply stands with None, one that replied twice stands twice.
+    """
+    nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
+    answers: dict[str, list[Message]] = {message: [] for message in nodes}
+    stray: list[Message] = []
+    for reply in replies:
+        answers.get(reply.metadata.reply_to_message_id, stray).append(reply)
+    answered: list[tuple[int, Message | None]] = []
+    for message, came in answers.items():
+        answered += [(nodes[message], reply) for reply in came]
+        answered += [] if came else [(nodes[message], None)]
+    return answered, stray
+
+
+def content_of(reply: Message | None) -> RecordDict:
+    """The content of a reply.
+
+    Raises:
+        AdapterError: if there is none, saying why.
+    """
+    if reply is None:
+        raise AdapterError("no reply came in time")
+    if reply.has_error():
+        reason = " ".join(str(reply.error.reason).split())
+        raise AdapterError(f"it failed: {textwrap.shorten(reason, REASON_LENGTH)}")
+    return reply.content
 
 
 def read_adapter(content: RecordDict, start: Adapter, plan: Plan, mixed_ranks: bool) -> Adapter:
@@ -46,26 +87,58 @@ def read_adapter(content: RecordDict, start: Adapter, plan: Plan, mixed_ranks: b
     return adapter
 
 
-def read_metrics(content: RecordDict) -> tuple[int, dict[str, float]]:
+def check_step(adapter: Adapter, start: Adapter, max_norm: float | None) -> None:
+    r"""Refuse a client that moved too far: :math:`\lVert \Delta W - \Delta W_{start} \rVert_F` over all modules.
+
+    Args:
+        adapter: what it trained.
+        start: what the round began with.
+        max_norm: the largest such norm; None for no bound.
+
+    Raises:
+        AdapterError: if it is above.
+    """
+    if max_norm is None:
+        return
+    steps = [
+        lowrank.distance(pair.product, start.pairs[name].product)
+        for name, pair in adapter.pairs.items()
+    ]
+    size = math.sqrt(sum(step**2 for step in steps))
+    if not size <= max_norm:
+        raise AdapterError(
+            f"its training changed ΔW by {size:.4g}, more than federation.max_norm = {max_norm:g}"
+        )
+
+
+def read_metrics(
+    content: RecordDict, wanted: Collection[str] = ("num-examples",)
+) -> tuple[int, dict[str, float]]:
     """Partition and numbers that a client reports.
+
+    Args:
+        content: its reply.
+        wanted: counts that have to be there, each above 0.
 
     Raises:
         AdapterError: if one is missing or is no plain number.
     """
     record: Mapping[str, Any] | None = content.metric_records.get("metrics")
-    if record is None or not {"partition-id", "num-examples"} <= record.keys():
-        raise AdapterError("its reply lacks the metrics partition-id and num-examples")
+    if record is None or not {"partition-id", *wanted} <= record.keys():
+        raise AdapterError(f"its reply lacks the metrics partition-id and {' and '.join(wanted)}")
     metrics = {key: value for key, value in record.items() if key != "partition-id"}
-    partition, num_examples = record["partition-id"], metrics["num-examples"]
+    partition = record["partition-id"]
     if type(partition) is not int:
         raise AdapterError(f"its partition-id is {short(partition)}, expected a whole number")
     odd = [key for key, value in metrics.items() if type(value) not in (int, float)]
     if odd:
         raise AdapterError(f"its metric {short(odd[0])} is no single number")
-    if not 0 < num_examples <= MAX_EXAMPLES:
-        raise AdapterError(
-            f"its num-examples is {short(num_examples)}, expected a number above 0, at most {MAX_EXAMPLES:.0e}"
-        )
+    for count in wanted:
+        if not 0 < metrics[count] <= MAX_EXAMPLES:
+            raise AdapterError(
+                f"its {count} is {short(metrics[count])}, expected a number above 0, "
+                f"at most {MAX_EXAMPLES:.0e}"
+            )
     return partition, metrics
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from logging import INFO
+from typing import Any
 
-import torch
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Message,
@@ -17,66 +15,42 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result
+from flwr.supercore import log
 from torch import Tensor
 
-from florana.adapter import EVERYTHING, Adapter, ClientUpdate, Plan
+from florana.adapter import Adapter, ClientUpdate
 from florana.aggregators import (
-    Aggregate,
     GlobalState,
-    add_increment,
     aggregate,
     build,
     card,
     check_base_weights,
     check_server,
     first_state,
-    narrowed,
     plan_of,
 )
 from florana.config import Codec, ServerConfig
 from florana.errors import AdapterError, FederationError
-from florana.federation.client_app import LEFT_OUT, write_plan
-from florana.federation.manifest import MANIFEST, describe
-from florana.federation.records import ARRAYS, count_bytes, pack, pack_lossy
-from florana.federation.replies import read_adapter, read_metrics
+from florana.federation.client_app import write_plan
+from florana.federation.outbox import Outbox, broadcast
+from florana.federation.outcome import Known, RoundOutcome
+from florana.federation.records import ARRAYS, count_bytes, pack
+from florana.federation.replies import (
+    check_step,
+    content_of,
+    match,
+    read_adapter,
+    read_metrics,
+)
+from florana.federation.roster import Roster
 from florana.seeding import generator
 
-
-@dataclass(frozen=True, eq=False)
-class RoundOutcome:
-    """Everything that happened in one round.
-
-    Args:
-        server_round: the round, from 1.
-        plan: what the clients were asked to train and send.
-        before: the state that the round began with.
-        updates: the updates that were aggregated, in the order of the partitions.
-        metrics: client_id -> the numbers that the client reported.
-        left_out: client -> why its reply was not used.
-        aggregate: what the server made.
-        state: the state that the next round begins with.
-        bytes_up: bytes of all replies used; 0 where all is in one place.
-        bytes_down: bytes of all messages sent, likewise.
-    """
-
-    server_round: int
-    plan: Plan
-    before: GlobalState = field(repr=False)
-    updates: tuple[ClientUpdate, ...]
-    metrics: Mapping[str, Mapping[str, float]]
-    left_out: Mapping[str, str]
-    aggregate: Aggregate = field(repr=False)
-    state: GlobalState = field(repr=False)
-    bytes_up: int
-    bytes_down: int
+__all__ = ["Known", "LoraStrategy", "RoundOutcome"]
 
 
-class Known(NamedTuple):
-    """What the server knows of a node: the round whose global parts it holds, and the ranks it trains."""
-
-    server_round: int
-    ranks: tuple[int, ...]
+GRACE_SECONDS = 30.0
+"""Beyond the deadline, until a message that nobody called overdue counts as such."""
 
 
 class LoraStrategy(FedAvg):
@@ -100,8 +74,15 @@ class LoraStrategy(FedAvg):
         downlink: number format of the messages to clients that hold the last global model.
         known: node -> what an earlier part of this run knew of it.
         memory: what an earlier part of this run remembered beside the state, as :attr:`memory`.
+        partitions: number of partitions. If given, nodes are asked which one they are before they are first drawn,
+            so that a run draws the same clients on every engine, and the first round waits for all of
+            them; see :class:`~florana.federation.roster.Roster`.
+        wait_seconds: longest wait for enough nodes, in every round.
+        deadline_seconds: a client whose reply takes longer is left out; by default Flower's 12 hours.
+        max_norm: largest ‖ΔW − ΔW_start‖_F, over all modules, that a client's training may make.
         on_round: called with the outcome of every round, before the next begins.
         on_left_out: called with round, client and reason whenever a reply is not used.
+        on_note: called with a line for people whenever nodes come, or are waited for.
 
     Raises:
         ConfigError: if the method or an option is not known, or the variant of LoRA or an add-on does not
@@ -124,8 +105,13 @@ class LoraStrategy(FedAvg):
         downlink: Codec = "float32",
         known: Mapping[int, Known] | None = None,
         memory: RecordDict | None = None,
+        partitions: int | None = None,
+        wait_seconds: float = 600.0,
+        deadline_seconds: float | None = None,
+        max_norm: float | None = None,
         on_round: Callable[[RoundOutcome], None] | None = None,
         on_left_out: Callable[[int, str, str], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
     ) -> None:
         self._built = build(method, options or {})
         self._server = server or ServerConfig()
@@ -152,6 +138,10 @@ class LoraStrategy(FedAvg):
         self._uplink, self._downlink = uplink, downlink
         self._known, self._bytes_down = dict(known or {}), 0
         self._memory = memory or RecordDict()
+        self._deadline, self._max_norm = deadline_seconds, max_norm
+        tell = on_note or (lambda line: log(INFO, line))
+        self._roster = Roster(partitions is not None, partitions, wait_seconds, tell)
+        self._sent: list[Message] = []
 
     @property
     def known(self) -> Mapping[int, Known]:
@@ -173,55 +163,111 @@ class LoraStrategy(FedAvg):
         """Send every client drawn for this round what it lacks of the global model."""
         del arrays  # the strategy's own state carries the manifest too
         server_round += self._rounds_done
-        nodes = sorted(grid.get_node_ids())
+        nodes = self._roster.gather(grid, self._nodes_needed, server_round)
         size = max(1, round(self.fraction_train * len(nodes)))
         rng = generator(self._seed, "client sampling", server_round)
         drawn = [nodes[i] for i in sorted(rng.choice(len(nodes), size=size, replace=False))]
+        messages, sizes = self._messages(MessageType.TRAIN, drawn, server_round, config)
+        self._bytes_down = sum(sizes)
+        return messages
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing: clients test in the same message in which they train; see :meth:`score_clients`."""
+        del server_round, arrays, config, grid
+        return []
+
+    def score_clients(self, grid: Grid, config: ConfigRecord) -> dict[str, dict[str, float]]:
+        """Have every client that is there test the global model on its own held-out data.
+
+        Args:
+            grid: the federation.
+            config: what else to tell the clients.
+
+        Returns:
+            client_id -> the numbers it reports; clients that fail are left out by name.
+        """
+        done = self._state.server_round
+        nodes = self._roster.gather(grid, self._min_clients, done)
+        messages, _ = self._messages(MessageType.EVALUATE, nodes, done + 1, config)
+        replies = grid.send_and_receive(messages, timeout=self._patience)
+        scores = {}
+        for node, reply in self._in_order(messages, replies, done):
+            try:
+                partition, metrics = read_metrics(content_of(reply), {"test-examples"})
+                scores[str(partition)] = metrics
+            except AdapterError as error:
+                self._on_left_out(done, self._roster.name_of(node), str(error))
+        return scores
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Do the rounds, as FedAvg does.
+
+        Unlike there, ``timeout`` is by default that of the messages themselves: a timeout that is shorter
+        than the clients' training would leave every round without replies.
+        """
+        limit: Any = self._patience if timeout is None else timeout
+        return super().start(
+            grid, initial_arrays, num_rounds, limit, train_config, evaluate_config, evaluate_fn
+        )
+
+    def _in_order(
+        self, sent: Iterable[Message], replies: Iterable[Message], server_round: int
+    ) -> list[tuple[int, Message | None]]:
+        """Every node that was asked with its reply; replies to nothing are told and dropped."""
+        answered, stray = match(sent, replies)
+        for reply in stray:
+            reason = "its reply answers no message of this round"
+            self._on_left_out(server_round, f"node {reply.metadata.src_node_id}", reason)
+        return answered
+
+    @property
+    def _patience(self) -> float | None:
+        """How long to wait for replies that Flower itself has not called overdue by then."""
+        return None if self._deadline is None else self._deadline + GRACE_SECONDS
+
+    @property
+    def _nodes_needed(self) -> int:
+        """Fewest nodes of which the share that is drawn can be ``min_clients``."""
+        nodes = self._min_clients
+        while self._roster.expected and round(self.fraction_train * nodes) < self._min_clients:
+            nodes += 1
+        return nodes
+
+    def _messages(
+        self, kind: str, nodes: list[int], server_round: int, config: ConfigRecord
+    ) -> tuple[list[Message], list[int]]:
+        """What these nodes lack of the global model, and the bytes of each message."""
+        outbox = Outbox(self._method, self._built, self._state, self._downlink, self._memory)
         entries = {
             **config,
             "server-round": server_round,
-            "keep": self._incremental,
+            "keep": outbox.incremental,
             "uplink": self._uplink,
         }
         entries |= write_plan(plan_of(self._built, server_round))
         alike: dict[Known | None, list[int]] = {}
-        for node in drawn:
+        for node in nodes:
             alike.setdefault(self._known.get(node), []).append(node)
-        messages: list[Message] = []
-        self._bytes_down = 0
+        made: dict[int, tuple[Message, int]] = {}
         for known, group in alike.items():
-            content = self._content_for(known)
-            content["config"] = ConfigRecord({**entries, "builds-on": self._builds_on(known)})
-            self._bytes_down += len(group) * count_bytes(content)
-            messages += self._construct_messages(content, group, MessageType.TRAIN)
-        return sorted(messages, key=lambda message: message.metadata.dst_node_id)
-
-    @property
-    def _incremental(self) -> bool:
-        """Whether clients have to remember parts, since some round leaves them unchanged."""
-        plans = [plan_of(self._built, server_round) for server_round in (1, 2)]
-        if self._downlink != "float32":
-            return True
-        return card(self._method).keeps_residual or any(p.sent != EVERYTHING for p in plans)
-
-    def _builds_on(self, known: Known | None) -> int:
-        """The round whose global model a message adds to, or -1 for one that is whole."""
-        return -1 if known is None or not self._incremental else known.server_round
-
-    def _content_for(self, known: Known | None) -> RecordDict:
-        """The global model, less what a client that is ``known`` holds already."""
-        state = self._state
-        if known is None:
-            return pack(state.adapter, state.residual)
-        if not self._incremental:
-            return pack(narrowed(state.adapter, self._method, known.ranks))
-        # What a client remembers has the global rank; it takes its own share itself.
-        parts = {part for part, changed in state.changed.items() if changed > known.server_round}
-        if known.server_round == state.server_round - 1 and ARRAYS in self._memory:
-            return RecordDict({key: self._memory[key] for key in (ARRAYS, MANIFEST)})
-        if known.server_round == state.server_round - 1:
-            return pack(state.adapter, state.increment, parts, increment=True)
-        return pack(state.adapter, state.residual, parts)
+            content = outbox.content_for(known)
+            content["config"] = ConfigRecord({**entries, "builds-on": outbox.builds_on(known)})
+            size = count_bytes(content)
+            for node in group:
+                made[node] = Message(content, node, kind, ttl=self._deadline), size
+        self._sent = [made[node][0] for node in nodes]
+        return self._sent, [made[node][1] for node in nodes]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -236,27 +282,33 @@ class LoraStrategy(FedAvg):
         used: dict[int, tuple[ClientUpdate, dict[str, float]]] = {}
         left_out: dict[str, str] = {}
         bytes_up = 0
-        for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
-            node = reply.metadata.src_node_id
+        for node, reply in self._in_order(self._sent, replies, server_round):
             self._known.pop(node, None)
-            client = f"node {node}"
+            client = self._roster.name_of(node)
             try:
-                if reply.has_error():
-                    raise AdapterError(f"it failed: {reply.error.reason}")
-                partition, metrics = read_metrics(reply.content)
-                client = f"client {partition}"
+                content = content_of(reply)
+                partition, metrics = read_metrics(content)
+                if self._roster.expected is None:
+                    client = f"client {partition}"
                 if partition in used:
                     raise AdapterError("it replied twice")
                 adapter = read_adapter(
-                    reply.content, self._state.adapter, plan, card(self._method).mixed_ranks
+                    content, self._state.adapter, plan, card(self._method).mixed_ranks
                 )
+                check_step(adapter, self._state.adapter, self._max_norm)
+                mistake = self._roster.claim(node, partition)
+                if mistake is not None:
+                    raise AdapterError(mistake)
                 update = ClientUpdate(str(partition), metrics["num-examples"], adapter)
                 used[partition] = (update, metrics)
                 self._known[node] = Known(self._state.server_round, _ranks(update.adapter))
-                bytes_up += count_bytes(reply.content)
+                bytes_up += count_bytes(content)
             except AdapterError as error:
                 left_out[client] = str(error)
                 self._on_left_out(server_round, client, str(error))
+                if reply is None or reply.has_error():
+                    self._roster.note_failure(node)
+        self._sent = []
         if len(used) < self._min_clients:
             reasons = "".join(f"\n  {client}: {reason}" for client, reason in left_out.items())
             raise FederationError(
@@ -275,7 +327,9 @@ class LoraStrategy(FedAvg):
         )
         self._state = before.after(result)
         if self._downlink != "float32":
-            self._broadcast(before, result)
+            self._state, self._memory = broadcast(
+                before, self._state, result, self._downlink, self._memory
+            )
         self._on_round(
             RoundOutcome(
                 server_round,
@@ -291,34 +345,6 @@ class LoraStrategy(FedAvg):
             )
         )
         return self.initial_arrays(), MetricRecord({"num-clients": len(updates)})
-
-    def _broadcast(self, before: GlobalState, result: Aggregate) -> None:
-        """Code what this round changed, and take for the global model what the clients will have.
-
-        What the codec leaves out is carried into the next message.
-        """
-        state, carried = self._state, self._memory.array_records.get(LEFT_OUT)
-        self._memory = RecordDict()
-        if describe(state.adapter) != describe(before.adapter):
-            return  # another form, as after Fed-SB's first round, is sent whole
-        lossy = pack_lossy(
-            state.adapter,
-            self._downlink,
-            {part for part, changed in state.changed.items() if changed == state.server_round},
-            reference=before.adapter,
-            carried=torch.from_numpy(carried[LEFT_OUT].numpy().copy()) if carried else None,
-            increment=result.increment,
-        )
-        for key in (ARRAYS, MANIFEST):
-            self._memory[key] = lossy.content[key]
-        if lossy.carried is not None:
-            self._memory[LEFT_OUT] = ArrayRecord({LEFT_OUT: Array(lossy.carried.numpy())})
-        self._state = replace(
-            state,
-            adapter=lossy.arrives.adapter,
-            increment=lossy.arrives.residual,
-            residual=add_increment(before.residual, lossy.arrives.residual),
-        )
 
 
 def _ranks(adapter: Adapter) -> tuple[int, ...]:

@@ -68,7 +68,7 @@ def aggregate_folders(
             ``"mean"``, over those that have it, with their weights made to sum to 1. Heads have no zero.
         server: add-ons to the target, such as shrinkage; none by default.
         streaming: read modules in passes, in memory that does not grow with the number of adapters; errors are then
-            estimates with a bound. By default where Σ r_u exceeds 256 and min(d_out, d_in), if the method can.
+            estimates with a bound. By default where Σ r_u exceeds min(d_out, d_in, 1024) and 256, if the method can.
         overwrite: replace the adapter that is at ``out``.
         limits: how large an adapter's files may be.
         watch: is told of progress.

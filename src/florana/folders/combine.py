@@ -18,7 +18,7 @@ from florana.folders.clients import Client
 from florana.folders.job import Job
 from florana.folders.missing import unchanged
 from florana.folders.result import ModuleReport
-from florana.folders.streaming import SMALL, Shape, can_stream, shares, stream
+from florana.folders.streaming import FEW, MANY, Shape, can_stream, shares, stream
 from florana.peft_io.form import StoredModule
 from florana.peft_io.scales import alike
 
@@ -119,7 +119,9 @@ def _is_streamed(job: Job, stored: Sequence[StoredModule]) -> bool:
     possible = can_stream(job.made, job.server) and stored[0].variant == "lora"
     if job.streaming is not None:
         return job.streaming and possible
-    return possible and sum(module.rank for module in stored) > max(SMALL, min(stored[0].shape))
+    return possible and sum(module.rank for module in stored) > max(
+        FEW, min(MANY, *stored[0].shape)
+    )
 
 
 def _updates(

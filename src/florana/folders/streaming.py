@@ -33,8 +33,11 @@ than plain averaging.
 """
 
 
-SMALL = 256
-"""Ranks that together are no more are held at once, however small the module: then its errors are exact."""
+FEW, MANY = 256, 1024
+"""Ranks that together are at most FEW are held at once however small the module, and never more than MANY by default.
+
+Held at once errors are exact, at a cost that grows with the third power of the ranks' sum.
+"""
 
 
 @dataclass(frozen=True, slots=True)

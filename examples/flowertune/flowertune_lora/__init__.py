@@ -1,0 +1,1 @@
+"""A causal language model, fine-tuned with LoRA on Flower."""

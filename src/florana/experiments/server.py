@@ -1,0 +1,334 @@
+"""The server half of a run, on any engine: rounds, a checkpoint after each, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from florana.adapter import Adapter, ClientUpdate
+from florana.aggregators import GlobalState, build, plan_of, with_residual
+from florana.experiments.checkpoint import Checkpoint
+from florana.experiments.events import (
+    ClientLeftOut,
+    ClientTested,
+    Event,
+    Note,
+    Prepared,
+    RoundRow,
+    Summary,
+)
+from florana.experiments.metrics import (
+    SECONDS,
+    client_line,
+    mean_score,
+    module_details,
+    round_line,
+    round_row,
+    row_of,
+    scored,
+)
+from florana.experiments.run_folder import RunFolder
+from florana.experiments.setup import ServerSide
+from florana.federation.client_app import own_model
+from florana.federation.outcome import RoundOutcome
+from florana.federation.records import Held
+from florana.federation.strategy import LoraStrategy
+from florana.training.evaluation import Score, evaluate
+
+Watch = Callable[[Event], None]
+
+
+class ServerHalf:
+    """The rounds of one run, from a checkpoint to the end. It knows nothing of the engine but its grid.
+
+    Args:
+        side: model, test set, first state.
+        folder: where everything is written.
+        watch: told everything that happens.
+        clients: clients in this process; 0 if they are elsewhere. They then keep what they must on their own
+            disks, under the run's key, and what they have at home cannot be tested here.
+        states: what clients in this process remember.
+        trained: seconds of training in this process so far.
+    """
+
+    def __init__(
+        self,
+        side: ServerSide,
+        folder: RunFolder,
+        watch: Watch,
+        *,
+        clients: int = 0,
+        states: Callable[[], Mapping[int, RecordDict]] = dict,
+        trained: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self._side, self._folder, self._watch = side, folder, watch
+        self._config, self._model = side.config, side.model
+        self._local, self._states, self._trained = clients, states, trained
+        self._rounds = self._config.federation.rounds
+        plan = plan_of(build(self._config.method.name, self._config.method.options), 1)
+        self._clients_score = side.test is None or bool(plan.home and not clients)
+
+    def finish(self, checkpoint: Checkpoint, grid: Grid) -> Summary:
+        """Do the rounds that are left, and write how the run ended.
+
+        Raises:
+            FloranaError: if a round cannot be done; all earlier ones are saved.
+        """
+        self._started = self._mark = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+        self._trained_before = self._trained()
+        self._done = checkpoint
+        rounds_done = checkpoint.state.server_round
+        self._watch(Prepared(self._side.provenance, self._folder.path, rounds_done))
+        if not checkpoint.metrics_size and checkpoint.unscored is None:
+            self._write_round_0()
+        else:
+            for line in self._folder.read_metrics():
+                if line["kind"] == "round" and line["round"] <= rounds_done:
+                    self._watch(row_of(line))
+        if self._done.state.server_round < self._rounds or self._done.unscored is not None:
+            with flower_log_in(self._folder.path / "flower.log"):
+                self._do_rounds(grid)
+        return self._write_summary()
+
+    def _do_rounds(self, grid: Grid) -> None:
+        federation, method = self._config.federation, self._config.method
+        everybody = self._local or federation.clients
+        self._strategy = LoraStrategy(
+            self._done.state,
+            method.name,
+            method.options,
+            server=self._config.server,
+            base_weights=self._frozen_weights(),
+            participation=federation.participation if everybody > 1 else 1.0,
+            min_clients=min(federation.min_clients, everybody),
+            seed=self._config.seed,
+            uplink=federation.uplink,
+            downlink=federation.downlink,
+            known=self._done.known,
+            memory=self._done.strategy,
+            partitions=None if self._local else federation.clients,
+            wait_seconds=federation.wait_seconds,
+            deadline_seconds=federation.deadline_seconds,
+            max_norm=federation.max_norm,
+            on_round=self._finish_round,
+            on_left_out=lambda r, client, reason: self._watch(ClientLeftOut(r, client, reason)),
+            on_note=lambda text: self._watch(Note(text)),
+        )
+        told = self._told()
+        left = self._rounds - self._done.state.server_round
+        if left:
+            self._strategy.start(grid, self._strategy.initial_arrays(), left, train_config=told)
+        if self._done.unscored is not None:
+            score = mean_score(self._strategy.score_clients(grid, told).values())
+            line = scored(self._done.unscored, score)
+            self._commit([line], replace(self._done, unscored=None), line, self._done.state)
+
+    def _told(self) -> ConfigRecord:
+        """What clients elsewhere are told beside the plan."""
+        if self._local:
+            return ConfigRecord()
+        key = str(self._side.provenance["key"])
+        return ConfigRecord({"run-key": key, "score": self._clients_score})
+
+    def _frozen_weights(self) -> dict[str, Tensor] | None:
+        """The weights that DoRA and HiRA aggregate beside; copies, since the model's own get F added."""
+        if self._config.lora.variant == "lora":
+            return None
+        return {name: w.float().cpu().clone() for name, w in self._model.base_weights.items()}
+
+    def _write_round_0(self) -> None:
+        """The untrained start, so that every curve begins at the same point."""
+        state = self._done.state
+        self._folder.write_adapter("best", self._export(state))  # until a round is better
+        if self._clients_score:
+            size = self._folder.append_metrics([], after=0)
+            line = round_line(RoundRow(0, 0.0, 0.0))
+            self._save(Checkpoint(state, metrics_size=size, unscored=line))
+        else:
+            score = self._score(Held(state.adapter, state.residual))
+            line = round_line(RoundRow(0, score.accuracy, score.loss))
+            self._commit([line], Checkpoint(state), line, state)
+        self._note_time("evaluation")
+        self._folder.append_timing(0, {"training": 0.0, **self._seconds})
+        self._seconds = {}
+        self._mark = time.perf_counter()
+
+    def _finish_round(self, outcome: RoundOutcome) -> None:
+        """Evaluate, write metrics, then the checkpoint that makes the round count."""
+        self._note_training(outcome)
+        row = round_row(outcome)  # reads the error report, which is made when it is first read
+        self._note_time("error_report")
+        score = None if self._clients_score else self._score_all(outcome)
+        self._note_time("evaluation")
+        clients = [self._client_line(outcome, update) for update in outcome.updates]
+        self._note_time("last_clients")
+        line = round_line(row, module_details(outcome))
+        after = replace(
+            self._done,
+            state=outcome.state,
+            known=self._strategy.known,
+            clients=self._states(),
+            strategy=self._strategy.memory,
+        )
+        if score is not None:
+            line = scored(line, score)
+            self._commit([*clients, line], after, line, outcome.state)
+        elif self._done.unscored is not None:
+            earlier = scored(self._done.unscored, mean_score(outcome.metrics.values()))
+            self._commit(
+                [earlier, *clients], replace(after, unscored=line), earlier, outcome.before
+            )
+        self._note_time("writing")
+        self._folder.append_timing(outcome.server_round, self._seconds)
+        self._seconds = {}
+        self._mark = time.perf_counter()
+
+    def _commit(
+        self,
+        lines: Sequence[Mapping[str, Any]],
+        checkpoint: Checkpoint,
+        judged: Mapping[str, Any],
+        state: GlobalState,
+    ) -> None:
+        """Write lines, the adapter if it is the best so far, then the checkpoint.
+
+        Args:
+            lines: for metrics.jsonl.
+            checkpoint: all but the size of metrics.jsonl and what is best.
+            judged: the line that says how good ``state`` is.
+            state: a state whose score is new.
+        """
+        size = self._folder.append_metrics(lines, after=self._done.metrics_size)
+        checkpoint = replace(checkpoint, metrics_size=size)
+        if judged["accuracy"] > self._done.best_accuracy:
+            self._folder.write_adapter("best", self._export(state))
+            checkpoint = replace(
+                checkpoint, best_round=judged["round"], best_accuracy=judged["accuracy"]
+            )
+        self._save(checkpoint)
+        self._watch(row_of(judged))
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        self._folder.write_checkpoint(checkpoint)
+        self._done = checkpoint
+
+    def _score(self, held: Held) -> Score:
+        """A model on the global test set."""
+        assert self._side.test is not None
+        self._model.load(held.adapter, held.residual)
+        return evaluate(self._model, self._side.test, bf16=self._config.training.bf16)
+
+    def _score_all(self, outcome: RoundOutcome) -> Score:
+        """The global model; of a method that keeps parts at home, the mean over every client's own."""
+        shared = Held(outcome.state.adapter, outcome.state.residual)
+        models = [shared]
+        if outcome.plan.home:
+            models = list(self._own_models(shared).values())
+        scores = [self._score(held) for held in models]
+        return Score(
+            sum(score.accuracy for score in scores) / len(scores),
+            sum(score.loss for score in scores) / len(scores),
+            scores[0].examples,
+        )
+
+    def _own_models(self, shared: Held) -> dict[int, Held]:
+        states, initial = self._states(), self._model.initial
+        return {client: own_model(shared, states[client], initial) for client in sorted(states)}
+
+    def _export(self, state: GlobalState) -> Adapter:
+        """The result as one adapter; what clients keep at home enters with its mean, where it is known."""
+        shared = Held(state.adapter, state.residual)
+        own = self._own_models(shared)
+        if all(model is shared for model in own.values()):
+            return state.whole
+        sizes = torch.tensor(self._side.sizes).double()
+        tensors = [model.adapter.tensors() for model in own.values()]
+        mean = {
+            name: torch.stack([t[name] for t in tensors]).movedim(0, -1).double()
+            @ (sizes / sizes.sum())
+            for name in tensors[0]
+        }
+        averaged = state.adapter.with_tensors({name: t.float() for name, t in mean.items()})
+        return with_residual(averaged, state.residual)
+
+    def _client_line(self, outcome: RoundOutcome, update: ClientUpdate) -> dict[str, Any]:
+        """A client's line; after the last round, also its own model on the global test set."""
+        line = client_line(outcome, update)
+        if outcome.server_round == self._rounds and not self._clients_score:
+            client = int(update.client_id)
+            self._watch(ClientTested(client))
+            own = Held(update.adapter, outcome.before.residual)
+            states = self._states()
+            if client in states:
+                own = own_model(own, states[client], self._model.initial)
+            line["global_accuracy"] = self._score(own).accuracy
+        return line
+
+    def _write_summary(self) -> Summary:
+        state = self._done.state
+        self._folder.write_adapter("final", self._export(state))
+        shared = Held(state.adapter, state.residual)
+        for client, own in self._own_models(shared).items():
+            if own is not shared:
+                whole = with_residual(own.adapter, own.residual)
+                self._folder.write_adapter(f"clients/{client}", whole)
+        lines = list(self._folder.read_metrics())
+        last = [line for line in lines if line["kind"] == "round"][-1]
+        key = "accuracy" if self._clients_score else "global_accuracy"
+        best = max(
+            (line for line in lines if line["kind"] == "client" and key in line),
+            key=lambda line: (line["round"], line[key]),
+        )
+        fields = {
+            "rounds": self._rounds,
+            "accuracy": last["accuracy"],
+            "loss": last["loss"],
+            "best_round": self._done.best_round,
+            "best_accuracy": self._done.best_accuracy,
+            "best_client": f"client {best['client']}",
+            "best_client_accuracy": best[key],
+        }
+        self._folder.write_summary(fields)
+        summary = Summary(**fields, seconds=time.perf_counter() - self._started)
+        self._watch(summary)
+        return summary
+
+    def _note_training(self, outcome: RoundOutcome) -> None:
+        """Training here, or the longest that a client elsewhere says; the rest of the time is federation."""
+        now, trained = time.perf_counter(), self._trained()
+        told = [m.get(SECONDS, 0.0) for m in outcome.metrics.values()]
+        training = trained - self._trained_before if self._local else max(told)
+        self._seconds = {"training": training, "federation": now - self._mark - training}
+        self._mark, self._trained_before = now, trained
+
+    def _note_time(self, part: str) -> None:
+        """Put the time since the last mark under ``part``."""
+        now = time.perf_counter()
+        self._seconds[part] = now - self._mark
+        self._mark = now
+
+
+@contextmanager
+def flower_log_in(path: Path) -> Iterator[None]:
+    """Flower's own log goes into the run folder instead of on the user's terminal."""
+    logger = logging.getLogger("flwr")
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before, propagate = logger.handlers[:], logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before, propagate
+        handler.close()
