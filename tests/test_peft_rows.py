@@ -5,6 +5,7 @@ The test ids are the rows of :data:`peft_rows.ROWS`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -227,3 +228,10 @@ def test_peft_cannot_merge_a_kernel_of_one_by_one_in_three_dimensions(tmp_path: 
     assert off({"c": made}, expected) == {}
     with pytest.raises(RuntimeError):
         models[-1].merge_and_unload()
+
+
+def test_the_table_of_rows_in_the_documents_is_whole() -> None:
+    """docs/folders.md names every row, and none that is not tested."""
+    text = (Path(__file__).parents[1] / "docs" / "folders.md").read_text()
+    table = text.partition("| what PEFT adapts | rows |")[2].partition("\n\n")[0]
+    assert sorted(re.findall(r"`([\w-]+)`", table)) == sorted(ROWS)
