@@ -175,7 +175,9 @@ def _mebibytes(row: Row) -> str:
 
 
 def _ratio(part: float | None, whole: float | None) -> str:
-    return "–" if part is None or not whole else f"{part / whole:,.3g}".replace("e+03", ",000")
+    if part is None or not whole:
+        return "–"
+    return f"{part / whole:,.0f}" if part >= 100 * whole else f"{part / whole:.3g}"
 
 
 def _excess(row: Row) -> str:

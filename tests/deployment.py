@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 BIN = Path(sys.executable).parent
+TESTS = Path(__file__).resolve().parent
 PATIENCE = 240
 """Seconds after which a test gives up on anything that it waits for."""
 
@@ -100,6 +101,8 @@ class Federation:
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": str(TESTS),  # for apps of the tests' own, such as faulty_app
+            "FLORANA_FAULTS": str(self.folder / "faults"),
         }
 
     def spawn(self, name: str, *command: str) -> subprocess.Popen[bytes]:
@@ -179,11 +182,35 @@ class Federation:
         done = self.flwr("run", str(app), "here", "--stream", *given, timeout=timeout)
         return self.status(), done.stdout + done.stderr
 
+    def begin(self, name: str, app: Path, *overrides: str) -> subprocess.Popen[bytes]:
+        """``flwr run`` that goes on beside the test; what is streamed goes into NAME.log."""
+        given = [part for override in overrides for part in ("-c", override)]
+        return self.spawn(name, "flwr", "run", str(app), "here", "--stream", *given)
+
     def status(self) -> str:
         """Status of the newest run."""
+        return self.statuses()[-1]
+
+    def statuses(self) -> list[str]:
+        """Statuses of all runs, the newest last."""
         told = self.flwr("ls", "here", "--format", "json")
         runs = json.loads(told.stdout)["runs"]
-        return str(max(runs, key=lambda run: str(run["pending-at"]))["status"])
+        return [str(run["status"]) for run in sorted(runs, key=lambda run: str(run["pending-at"]))]
+
+    def wait(self, what: str, happened: Callable[[], bool], *logs: str) -> None:
+        """Wait for something, with the end of some logs if it does not happen."""
+        end = time.monotonic() + PATIENCE
+        while not happened():
+            if time.monotonic() > end:
+                tails = [f"--- {name}\n{self.log(name)[-6000:]}" for name in logs]
+                raise AssertionError("\n".join([f"never happened: {what}", *tails]))
+            time.sleep(0.2)
+
+    def kill_alone(self, name: str) -> None:
+        """SIGKILL for one process; those that it started are left to themselves."""
+        process = self.processes[name]
+        process.kill()
+        process.wait(20)
 
     def kill(self, name: str, how: int = signal.SIGKILL) -> None:
         """End a process and everything that it started."""

@@ -187,7 +187,7 @@ def test_errors_of_the_superlink_are_told_by_the_client_they_are_for() -> None:
     assert sampled(outcomes) == [[0, 2, 4]] * 3
     for number, outcome in enumerate(outcomes, start=1):
         assert outcome.left_out == {
-            "client 1": "it failed: Node Unavailable",
+            "client 1": "its SuperNode is gone: Node Unavailable",
             "client 3": "no reply came in time",
         }
         replayed = f"{number} node {FIRST_NODE_ID}: its reply answers no message of this round"

@@ -72,7 +72,11 @@ def query(message: Message, context: Context) -> Message:
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """Train for one round, and test in the same message."""
-    return Message(_node(context).train(message.content), reply_to=message)
+    from florana.experiments.deadline import within
+
+    with within(message.metadata.ttl):
+        content = _node(context).train(message.content)
+    return Message(content, reply_to=message)
 
 
 @client_app.evaluate()

@@ -44,11 +44,11 @@ def serve(grid: Grid, config: RunConfig, resume: Path | None, watch: Watch) -> t
     side = prepare_server(config)
     if resume is None:
         folder = new_folder(config, side.provenance)
-        checkpoint = Checkpoint(side.first)
-    else:
-        checkpoint = reopen(folder, config, side)
     watched = WatchedGrid(grid, tell_replies(watch))
-    return ServerHalf(side, folder, watch).finish(checkpoint, watched), folder.path
+    with folder.held():
+        first = Checkpoint(side.first)
+        checkpoint = first if resume is None else reopen(folder, config, side)
+        return ServerHalf(side, folder, watch).finish(checkpoint, watched), folder.path
 
 
 def tell_replies(watch: Watch) -> OnReply:

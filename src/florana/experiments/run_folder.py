@@ -36,6 +36,11 @@ from florana.errors import AdapterError, RunError
 from florana.experiments.checkpoint import Checkpoint, decode, encode
 from florana.peft_io import save_adapter
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -70,6 +75,30 @@ class RunFolder:
                 f"{path} holds no run (there is no provenance.json in it); start one with: florana run"
             )
         return cls(path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from doing this run at the same time, each applying its own rounds.
+
+        The hold is the operating system's (``flock`` on the folder), and ends with the process, however that ends.
+
+        Raises:
+            RunError: if another process is at it, such as a server whose connection was thought lost.
+        """
+        if fcntl is None:
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.path} is at work in another process; wait for its end, or end that process and resume"
+                ) from None
+            yield
+        finally:
+            os.close(handle)
 
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved configuration, ready to be run again."""

@@ -33,14 +33,15 @@ def start(config: RunConfig, watch: Watch) -> Summary:
         refuse_used(Path(config.output))  # before a minute of set-up, not after it
     prepared = _prepare(config)
     folder = new_folder(config, prepared.provenance)
-    return _finish(prepared, folder, Checkpoint(prepared.first), watch)
+    with folder.held():
+        return _finish(prepared, folder, Checkpoint(prepared.first), watch)
 
 
 def resume(path: Path, watch: Watch) -> Summary:
     """Go on with a run that was interrupted; a finished one is only told again.
 
     Raises:
-        RunError: if there is no run, or its data or base model are no longer the same.
+        RunError: if there is no run, its data or base model are no longer the same, or another process is at it.
     """
     folder = RunFolder.open(path)
     config, summary = folder.read_config(), finished(folder)
@@ -48,8 +49,8 @@ def resume(path: Path, watch: Watch) -> Summary:
         return summary
     threads = folder.read_provenance()["machine"]["threads"]
     prepared = _prepare(config.model_copy(update={"threads": threads}))
-    checkpoint = reopen(folder, config, prepared)
-    return _finish(prepared, folder, checkpoint, watch)
+    with folder.held():
+        return _finish(prepared, folder, reopen(folder, config, prepared), watch)
 
 
 def new_folder(config: RunConfig, provenance: dict[str, Any]) -> RunFolder:

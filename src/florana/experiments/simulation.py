@@ -62,6 +62,7 @@ def on_ray(
             "num_cpus": shares.client_cpus,
             "num_gpus": shares.client_gpus,
             "max_restarts": -1,  # of Ray's actor; or one that died would fail all that it is given
+            "max_task_retries": 1,  # or it would fail what it is given while it starts again
         },
         "init_args": {
             "logging_level": "ERROR",

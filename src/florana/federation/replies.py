@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Collection, Iterable, Mapping
 from reprlib import repr as short
 from typing import Any
 
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 
 from florana import lowrank
 from florana.adapter import EVERYTHING, Adapter, LoraPair, Plan
@@ -23,6 +23,14 @@ MAX_EXAMPLES = 1e15
 
 REASON_LENGTH = 400
 """Characters of an error that stand in the log; Ray's have whole paragraphs."""
+
+CAUSES = {
+    ErrorCode.MESSAGE_UNAVAILABLE: "no reply came before its message expired (federation.deadline_seconds)",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its reply expired on the way (federation.deadline_seconds)",
+    ErrorCode.NODE_UNAVAILABLE: "its SuperNode is gone",
+    ErrorCode.CLIENT_APP_CRASHED: "its process died: it was killed, or out of memory",
+}
+"""What Flower's error codes mean to people; it says "Message Unavailable" of a client that was too slow."""
 
 
 def match(
@@ -54,9 +62,17 @@ def content_of(reply: Message | None) -> RecordDict:
     if reply is None:
         raise AdapterError("no reply came in time")
     if reply.has_error():
-        reason = " ".join(str(reply.error.reason).split())
-        raise AdapterError(f"it failed: {textwrap.shorten(reason, REASON_LENGTH)}")
+        cause = CAUSES.get(reply.error.code, "it failed")
+        raise AdapterError(f"{cause}: {_shortened(str(reply.error.reason))}")
     return reply.content
+
+
+def _shortened(reason: str) -> str:
+    """On one line, without its middle: Ray's end with what the client raised, after its whole traceback."""
+    line, first = " ".join(reason.split()), REASON_LENGTH // 4
+    if len(line) <= REASON_LENGTH:
+        return line
+    return f"{line[:first]} [...] {line[first - REASON_LENGTH :]}"
 
 
 def read_adapter(content: RecordDict, start: Adapter, plan: Plan, mixed_ranks: bool) -> Adapter:
