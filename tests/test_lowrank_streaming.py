@@ -151,7 +151,9 @@ def test_the_bound_is_tight_for_its_worst_spectrum() -> None:
     for _ in range(2000):
         outside[0] = randn(generator, 16)  # M = e vᵀ, of norm 1
         read = Read(outside, 1, 1, 0.0)
-        made = _with_errors(decomposition, torch.ones(1).double(), outside, read, 2)
+        projection = Product(decomposition.U, decomposition.Vh)
+        made = _with_errors(decomposition, projection, torch.ones(1).double(), outside, read, 2)
+        assert (made.bound < math.sqrt(0.5)) == (made.rest_bound < 1)
         failed += made.bound < math.sqrt(0.5)
     assert 8 <= failed <= 34
 
@@ -280,3 +282,18 @@ def test_passes_that_differ_are_refused() -> None:
     passes = iter([whole, whole[:-1]])
     with pytest.raises(ValueError, match="20 terms with 60 rows and a later one 19 with 55"):
         streamed_svd(lambda: next(passes), 3, SHAPE)
+
+
+def test_what_is_beside_the_sketch_is_in_the_range() -> None:
+    """A product whose columns are given beside is told apart from T by orthogonal parts: one known, one bounded."""
+    terms = client_terms(torch.Generator().manual_seed(0), torch.float64)
+    T = total(terms)
+    mean = streamed_mean(lambda: terms, SHAPE)
+    made = streamed_svd(lambda: terms, 3, SHAPE, oversampling=2, beside=lambda: mean.B)
+    inside = lowrank.distance(mean, made.projection)
+    gap = float(torch.linalg.matrix_norm(T - mean.B @ mean.A))
+    rest = float(torch.linalg.matrix_norm(T - made.projection.B @ made.projection.A))
+    assert math.hypot(inside, rest) == pytest.approx(gap, rel=1e-9)
+    assert rest <= made.rest_bound
+    U, S, Vh = made.svd
+    assert float(torch.linalg.matrix_norm(T - (U * S) @ Vh)) <= gap

@@ -32,6 +32,9 @@ class StreamedSvd:
 
     Args:
         svd: the r leading singular triplets of X, float64.
+        projection: Q Z = Q QᵀT, of which X is the truncation; what T has beside it is orthogonal to it.
+        rest: estimate of ‖T − Q QᵀT‖_F.
+        rest_bound: the same, from above, as surely as ``bound``.
         spectrum: singular values of QᵀT, ℓ of them, descending: from below, those of T.
         norm: estimate of ‖T‖_F.
         error: estimate of ‖T − X‖_F / ‖T‖_F.
@@ -42,6 +45,9 @@ class StreamedSvd:
     """
 
     svd: Svd
+    projection: Product
+    rest: float
+    rest_bound: float
     spectrum: Tensor
     norm: float
     error: float
@@ -154,7 +160,7 @@ def streamed_svd(
     U, S, Vh = torch.linalg.svd(Z, full_matrices=False)
     decomposition = Svd(Q @ U[:, :rank], S[:rank], Vh[:rank])
     outside = probed - Q @ (Q.T @ probed)
-    return _with_errors(decomposition, S, outside, first, 2 + 2 * power_iterations)
+    return _with_errors(decomposition, Product(Q, Z), S, outside, first, 2 + 2 * power_iterations)
 
 
 def _same(first: Read, now: Read) -> Tensor:
@@ -168,7 +174,12 @@ def _same(first: Read, now: Read) -> Tensor:
 
 
 def _with_errors(
-    decomposition: Svd, spectrum: Tensor, outside: Tensor, first: Read, passes: int
+    decomposition: Svd,
+    projection: Product,
+    spectrum: Tensor,
+    outside: Tensor,
+    first: Read,
+    passes: int,
 ) -> StreamedSvd:
     """Estimate and bounds, from the singular values of Z and the probes' part outside of Q."""
     from scipy.special import chdtri  # only here: it takes a tenth of a second to import
@@ -181,6 +192,9 @@ def _with_errors(
     rounding = _ratio((ROUNDINGS * first.rounding) ** 2, known + estimate)
     return StreamedSvd(
         decomposition,
+        projection,
+        math.sqrt(estimate),
+        math.sqrt(most) + ROUNDINGS * first.rounding,
         spectrum,
         norm=math.sqrt(known + estimate),
         error=_ratio(tail + estimate, known + estimate),

@@ -121,7 +121,8 @@ def _print_into(log: Path) -> None:
 def _alone_in(folder: Path) -> Iterator[None]:
     """Lock a run's folder against another comparison that is at work in it.
 
-    The lock goes with the process, however it ends. Windows, and file systems that know no locks, have none.
+    The lock is on a file beside the folder, since the run itself holds the folder
+    (:meth:`florana.experiments.run_folder.RunFolder.held`). The lock goes with the process, however it ends. Windows, and file systems that know no locks, have none.
 
     Raises:
         RunError: if another process is at work in the folder, or it cannot be made.
@@ -135,7 +136,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    lock = os.open(folder, os.O_RDONLY)
+    lock = os.open(folder.with_name(f".{folder.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         until = time.monotonic() + _PATIENCE
         while not _locked(lock):
