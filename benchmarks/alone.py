@@ -12,7 +12,6 @@ import argparse
 
 from florana.config import load_config
 from florana.experiments.setup import Experiment, prepare
-from florana.training.evaluation import evaluate
 from florana.training.loop import Place, train
 
 
@@ -22,8 +21,8 @@ def accuracy_alone(experiment: Experiment, client: int) -> float:
     model.load(model.initial)
     for server_round in range(1, config.federation.rounds + 1):
         place = Place(config.seed, server_round, config.federation.rounds, client)
-        train(model, experiment.clients[client].train, config.training, place)
-    return evaluate(model, experiment.test).accuracy
+        train(model, experiment.clients[client].train, experiment.objective, config.training, place)
+    return experiment.objective.evaluate(model, experiment.test).value
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ METHODS = (
 
 def short_table(comparison: dict[str, Any]) -> str:
     """Mean accuracy by method and task, best mean difference to plain averaging first."""
-    accuracy = {(r["task"], r["method"]): r["accuracy"]["mean"] for r in comparison["rows"]}
+    accuracy = {(r["task"], r["method"]): r["score"]["mean"] for r in comparison["rows"]}
     difference = {o["method"]: o["difference"] or 0.0 for o in comparison["overall"]}
     header = ["method", *TASKS, "mean difference to fedit"]
     rows = [header, ["---", *["---:"] * (len(header) - 1)]]

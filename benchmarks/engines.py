@@ -116,7 +116,7 @@ def read_case(case: Case, work: Path) -> dict[str, Any]:
         "start_and_end": total - sum(walls),
         "bytes_up": mean(line["bytes_up"] for line in rounds),
         "bytes_down": mean(line["bytes_down"] for line in rounds),
-        "accuracy": rounds[-1]["accuracy"],
+        "accuracy": rounds[-1]["score"],
     }
 
 

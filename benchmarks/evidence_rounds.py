@@ -71,7 +71,7 @@ def gather(root: Path) -> Iterator[dict[str, Any]]:
             yield {
                 **dict(zip(("task", "skew", "learning_rate"), setting, strict=True)),
                 "method": row["method"],
-                "accuracy": row["accuracy"]["mean"],
+                "accuracy": row["score"]["mean"],
                 "error": row["error"]["mean"] if row.get("error") else None,
             }
 

@@ -54,10 +54,10 @@ def read_run(folder: Path, variant: str, seed: int) -> dict[str, Any]:
     return {
         "variant": variant,
         "seed": seed,
-        "accuracy": summary["accuracy"],
+        "accuracy": summary["score"],
         "loss": summary["loss"],
-        "best_client_accuracy": summary["best_client_accuracy"],
-        "accuracy_by_round": [line["accuracy"] for line in rounds],
+        "best_client_accuracy": summary["best_client_score"],
+        "accuracy_by_round": [line["score"] for line in rounds],
         "error_used_by_round": [line["error_used"] for line in rounds],
         "error_average_by_round": [line["error_average"] for line in rounds],
         "error_optimum_by_round": [line["error_optimum"] for line in rounds],

@@ -21,7 +21,6 @@ from florana.config import load_config
 from florana.experiments import runner
 from florana.experiments.events import Event, RoundRow
 from florana.experiments.setup import Experiment, prepare
-from florana.training.evaluation import evaluate
 from florana.training.loop import Place, train
 
 
@@ -32,10 +31,10 @@ def bare_round(experiment: Experiment, server_round: int) -> float:
     for client, data in enumerate(experiment.clients):
         model.load(model.initial)
         place = Place(config.seed, server_round, config.federation.rounds, client)
-        train(model, data.train, config.training, place)
-        evaluate(model, data.test)
+        train(model, data.train, experiment.objective, config.training, place)
+        experiment.objective.evaluate(model, data.test)
         model.take()
-    evaluate(model, experiment.test)
+    experiment.objective.evaluate(model, experiment.test)
     return time.perf_counter() - began
 
 

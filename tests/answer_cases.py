@@ -1,4 +1,4 @@
-"""The hand-checked cases of the answer scorers, and the tables of them in docs/tasks_math.md.
+"""The hand-checked cases of the answer scorers, and the tables of them in docs/answers.md.
 
 Write the tables anew with ``python tests/answer_cases.py``.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CASES = Path(__file__).with_name("answer_cases.toml")
-PAGE = Path(__file__).parent.parent / "docs" / "tasks_math.md"
+PAGE = Path(__file__).parent.parent / "docs" / "answers.md"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from florana.experiments.comparison import worker
+from florana.tasks.metrics import METRICS
 
 
 def killed_at_seed_1(connection: Connection, log: Path, threads: int) -> None:
@@ -22,7 +23,7 @@ def killed_at_seed_1(connection: Connection, log: Path, threads: int) -> None:
         cell = connection.recv()
         if cell.key.seed == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        connection.send(RunFinished(cell.key, 0.5, float(os.getpid())))
+        connection.send(RunFinished(cell.key, 0.5, METRICS["accuracy"], float(os.getpid())))
 
 
 def raises_at_seed_1(connection: Connection, log: Path, threads: int) -> None:
@@ -32,7 +33,7 @@ def raises_at_seed_1(connection: Connection, log: Path, threads: int) -> None:
     def finish(cell: Any, tell: Any) -> RunFinished:
         if cell.key.seed == 1:
             raise ZeroDivisionError("a bug")
-        return RunFinished(cell.key, 0.5, float(os.getpid()))
+        return RunFinished(cell.key, 0.5, METRICS["accuracy"], float(os.getpid()))
 
     worker._finish = finish  # type: ignore[assignment]
     worker.work(connection, log, threads)

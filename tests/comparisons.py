@@ -48,13 +48,13 @@ def made_up(cell: Cell, **changes: Any) -> list[dict[str, Any]]:
     for r in range(ROUNDS + 1):
         accuracy, client = (float(x) for x in rng.uniform(0.3, 0.9, 2))
         later = {
-            "client_accuracy": client, "worst_client": client / 2, "gap": client - accuracy,
+            "client_score": client, "worst_client": client / 2, "gap": client - accuracy,
             "error_used": float(rng.uniform()), "error_average": 0.5, "error_optimum": 0.1,
             "bytes_up": int(rng.integers(1e6)), "bytes_down": int(rng.integers(1e6)),
         }  # fmt: skip
         if r == 0:
             later = {k: 0 if k.startswith("bytes") else None for k in later}
-        line = {"kind": "round", "round": r, "accuracy": accuracy, "loss": 1.5 - accuracy, **later}
+        line = {"kind": "round", "round": r, "score": accuracy, "loss": 1.5 - accuracy, **later}
         rounds.append({**line, **(changes if r else {})})
     lines = [x for r in rounds for x in ({"kind": "client", "round": r["round"], "client": 0}, r)]
     timings = [{"round": r, "training": 2.0, "evaluation": 0.5 + r} for r in range(ROUNDS + 1)]

@@ -62,7 +62,7 @@ def assert_nothing_lost_or_twice(run: Path, expected: Path, rounds: int) -> None
     for line, other in zip(made, wanted, strict=True):
         for key in ("kind", "round", "client", "weight", "num-examples"):
             assert line.get(key) == other.get(key), (key, line["round"])
-        for key in ("accuracy", "loss", "train-loss", "error_used"):
+        for key in ("score", "loss", "train-loss", "error_used"):
             number = other.get(key, 0.0) or 0.0  # None in round 0
             assert (line.get(key) or 0.0) == pytest.approx(number, rel=1e-4, abs=1e-6), key
     for adapter in ("final", "best"):

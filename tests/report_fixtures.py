@@ -19,6 +19,7 @@ from florana.experiments.comparison.progress import RunFailed
 from florana.experiments.comparison.results import Curves, RunResult
 from florana.experiments.comparison.table import levels, make_overall, make_rows
 from florana.experiments.comparison.value import Comparison, Task
+from florana.tasks.metrics import METRICS, Metric
 
 MODULES = [
     f"backbone.encoder.layer.{layer}.attention.self.{kind}"
@@ -35,9 +36,9 @@ def round_line(number: int, modules: Sequence[str] = MODULES) -> dict[str, Any]:
     line: dict[str, Any] = {
         "kind": "round",
         "round": number,
-        "accuracy": 0.9 - 0.8 / (1 + number),
+        "score": 0.9 - 0.8 / (1 + number),
         "loss": 2.5 / (1 + number),
-        "client_accuracy": 0.8 if started else None,
+        "client_score": 0.8 if started else None,
         "worst_client": 0.55 if started else None,
         "error_used": 0.3 / number if started else None,
         "error_average": 0.5 / number if started else None,
@@ -71,10 +72,10 @@ def client_line(number: int, client: int, last: bool) -> dict[str, Any]:
         "weight": 0.25,
         "num-examples": 40 + 30 * client,
         "train-loss": 1.5 / number,
-        "accuracy": 0.5 + 0.1 * client,
+        "score": 0.5 + 0.1 * client,
         "loss": 1.2 / number,
     }
-    return {**line, "global_accuracy": 0.3 + 0.05 * client} if last else line
+    return {**line, "global_score": 0.3 + 0.05 * client} if last else line
 
 
 def provenance(**changes: Any) -> dict[str, Any]:
@@ -97,6 +98,7 @@ def provenance(**changes: Any) -> dict[str, Any]:
         "base_model": {"name": "sentence-transformers/all-MiniLM-L6-v2", "sha256": "53aa" * 16},
         "data": {"name": "docstrings", "examples": 300, "fingerprint": "cee0" * 16,
                  "test_examples": 30, "test_fingerprint": "bc65" * 16},
+        "metric": {"name": "accuracy", "higher_is_better": True, "percent": True},
         "labels": LABELS,
         "partition": rng.integers(0, 60, (4, len(LABELS))).tolist(),
         **changes,
@@ -133,8 +135,8 @@ def write_run(
     timings = [{"round": r, "training": 20.0 * bool(r), "evaluation": 3.5} for r in range(4)]
     (folder / "timings.jsonl").write_text("".join(json.dumps(v) + "\n" for v in timings), "utf-8")
     if finished:
-        summary = {"rounds": 3, "accuracy": 0.7, "loss": 0.625, "best_round": 3, "best_accuracy": 0.7,
-                   "best_client": "client 3", "best_client_accuracy": 0.45}  # fmt: skip
+        summary = {"rounds": 3, "score": 0.7, "loss": 0.625, "best_round": 3, "best_score": 0.7,
+                   "best_client": "client 3", "best_client_score": 0.45}  # fmt: skip
         (folder / "summary.json").write_text(json.dumps(summary), "utf-8")
     return folder
 
@@ -147,6 +149,7 @@ def write_comparison(
     *,
     skip: Sequence[tuple[str, str, int]] = (),
     rounds: int = 6,
+    metric: Metric = METRICS["accuracy"],
 ) -> Path:
     """Write what ``florana compare`` leaves behind but the run folders; runs in ``skip`` have failed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,8 +164,9 @@ def write_comparison(
         for key in keys
         if (key.task, key.method, key.seed) not in skip
     ]
-    level = levels(runs, tasks, methods[0], None)
-    rows = make_rows(runs, tasks, methods, seeds, methods[0], level)
+    metrics = dict.fromkeys(tasks, metric)
+    level = levels(runs, metrics, methods[0], None)
+    rows = make_rows(runs, metrics, methods, seeds, methods[0], level)
     base = {"name": "sentence-transformers/all-MiniLM-L6-v2", "sha256": "53aa" * 16}
     comparison = Comparison(
         folder=folder,
@@ -170,6 +174,7 @@ def write_comparison(
         tasks=tuple(
             Task(
                 t,
+                metric,
                 level[t],
                 {"data": {"source": f"{t}.jsonl", "test": None}, "lora": {"rank": 8}},
                 {"name": t, "examples": 900, "test_examples": 100, "labels": LABELS},
@@ -181,7 +186,7 @@ def write_comparison(
         seeds=tuple(seeds),
         baseline=methods[0],
         rows=rows,
-        overall=make_overall(rows, methods),
+        overall=make_overall(rows, methods, metrics),
         runs=tuple(runs),
         failures=tuple(failures),
         versions={"python": "3.11.7", "florana": "0.1.0"},
@@ -209,9 +214,9 @@ def _result(folder: Path, key: RunKey, index: int, rounds: int) -> RunResult:
     cost = 3_000_000 * (1 + index % 5) // (1 + index % 3)
     curves = Curves(
         round=tuple(map(int, numbers)),
-        accuracy=tuple(map(float, accuracy)),
+        score=tuple(map(float, accuracy)),
         loss=tuple(float(v) for v in 2.5 - 2 * accuracy),
-        client_accuracy=(None, *([0.75] * rounds)),
+        client_score=(None, *([0.75] * rounds)),
         worst_client=(None, *([0.5] * rounds)),
         gap=(None, *(0.75 - float(a) for a in accuracy[1:])),
         error_used=by_round(error),

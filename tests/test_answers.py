@@ -40,8 +40,8 @@ def test_math_cases(case: Case) -> None:
 
 
 def test_page_shows_the_cases() -> None:
-    """docs/tasks_math.md holds the cases as they are tested."""
-    page = (ROOT / "docs" / "tasks_math.md").read_text("utf-8")
+    """docs/answers.md holds the cases as they are tested."""
+    page = (ROOT / "docs" / "answers.md").read_text("utf-8")
     assert page == filled(page)
     assert page.count(" | right | ") == sum(c.right for k in ("number", "math") for c in cases(k))
 

@@ -29,11 +29,11 @@ from florana.training.base_model import (
     load_tokenizer,
 )
 from florana.training.examples import tokenize
-from florana.training.loop import train
+from florana.training.head import Head
 from strategies import assert_near
 from tiny_models import (
+    CLASSES,
     HERE,
-    LABELS,
     SIZE,
     WORDS,
     Kind,
@@ -42,6 +42,7 @@ from tiny_models import (
     shaken,
     steps,
     toy_examples,
+    train,
     write_pooling,
     write_tokenizer,
 )
@@ -53,7 +54,7 @@ def test_the_head_sits_where_the_folder_says(kinds: dict[str, Kind], tmp_path: P
 
     def pooled(source: ModelSource, pooling: str = "auto") -> bool:
         config = ModelConfig.model_validate({"pooling": pooling})
-        return isinstance(build_model(source, config, LABELS, 0), MeanPooledClassifier)
+        return isinstance(build_model(source, config, CLASSES.head, 0), MeanPooledClassifier)
 
     assert pooled(sentence)
     assert not pooled(own)
@@ -68,7 +69,7 @@ def test_the_head_sits_where_the_folder_says(kinds: dict[str, Kind], tmp_path: P
 def test_mean_pooling_is_the_head_on_the_unit_mean(kinds: dict[str, Kind]) -> None:
     """Logits = W √d e / ‖e‖ + b with e the mean over the tokens of the text, padding left out."""
     kind = kinds["sentence encoder"]
-    model: Any = build_model(kind.source, ModelConfig(), LABELS, 0)
+    model: Any = build_model(kind.source, ModelConfig(), CLASSES.head, 0)
     examples = toy_examples(kind)
     made = logits(model, examples)
     for i, ids in enumerate(examples.token_ids):
@@ -119,7 +120,7 @@ def test_a_broken_model_folder_is_told(
     (tmp_path / name).write_bytes(content)
     source = find_model(str(tmp_path))
     with pytest.raises(ModelError, match="cannot load "):
-        build_model(source, ModelConfig(), LABELS, 0)
+        build_model(source, ModelConfig(), CLASSES.head, 0)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_peft_loads_the_folder_and_says_the_same(kind: Kind, tmp_path: Path) -> 
     model, examples = make(kind), toy_examples(kind)
     train(model, examples, steps(), HERE)
     folder = save_adapter(model.take(), tmp_path / "adapter")
-    base = build_model(kind.source, ModelConfig(), LABELS, seed=77)
+    base = build_model(kind.source, ModelConfig(), CLASSES.head, seed=77)
     loaded = peft.PeftModel.from_pretrained(base, str(folder))
     assert torch.equal(logits(loaded, examples), logits(model.module, examples))
 
@@ -223,7 +224,7 @@ def test_other_weights_than_minilms_are_refused(
 def embeddings(minilm: ModelSource) -> Mapping[str, Tensor]:
     """Texts and the inputs of the head that MiniLM makes of them."""
     texts = ["A man is eating food.", "Someone eats a meal.", "The stock market fell sharply."]
-    model: Any = build_model(minilm, ModelConfig(), 2, 0)
+    model: Any = build_model(minilm, ModelConfig(), Head("classification", 2), 0)
     data = TextDataset("t", texts, np.array([0, 1, 0]), ["a", "b"])
     examples = tokenize(data, load_tokenizer(minilm), 32)
     seen: list[Tensor] = []

@@ -40,6 +40,7 @@ from florana.experiments.statistics import (
     paired_difference,
     student_interval,
 )
+from florana.tasks.metrics import METRICS
 
 numbers = st.floats(-10, 10).map(lambda x: round(x, 3))
 
@@ -270,14 +271,14 @@ def test_rows_are_what_the_runs_say(tmp_path: Path) -> None:
     result = compare_toy(tmp_path, watch=events.append, command="florana compare x | y")
     assert events == [Planned(9, 9, 0, 0, events[0].jobs, 1)]  # type: ignore[union-attr]
     of = {m: [rounds for key, rounds in runs.items() if key.method == m] for m in METHODS}
-    plain = np.array([rounds[-1]["accuracy"] for rounds in of["fedit"]])
+    plain = np.array([rounds[-1]["score"] for rounds in of["fedit"]])
     level = 0.95 * plain.mean()
     for method in METHODS:
         row, last = result.row("toy", method), [rounds[-1] for rounds in of[method]]
-        accuracy = np.array([line["accuracy"] for line in last])
-        assert row.accuracy is not None
-        assert row.accuracy.mean == pytest.approx(accuracy.mean())
-        for name in ("client_accuracy", "worst_client", "gap", "loss"):
+        accuracy = np.array([line["score"] for line in last])
+        assert row.score is not None
+        assert row.score.mean == pytest.approx(accuracy.mean())
+        for name in ("client_score", "worst_client", "gap", "loss"):
             assert getattr(row, name) == pytest.approx(np.mean([line[name] for line in last]))
         assert row.error_last_round == pytest.approx(np.mean([x["error_used"] for x in last]))
         first = [rounds[1]["error_used"] for rounds in of[method]]
@@ -290,7 +291,7 @@ def test_rows_are_what_the_runs_say(tmp_path: Path) -> None:
             total = 0
             for line in rounds:
                 total += line["bytes_up"] + line["bytes_down"]
-                if line["accuracy"] >= level:
+                if line["score"] >= level:
                     costs.append(total / 1e6)
                     break
         assert row.reached == len(costs)
@@ -319,18 +320,18 @@ def test_all_files_tell_the_same(tmp_path: Path) -> None:
     for row, shown, flat, kept in zip(
         result.rows, markdown_table(text), table, content["rows"], strict=True
     ):
-        assert row.accuracy is not None
+        assert row.score is not None
         assert shown["method"] == flat["method"] == kept["method"] == row.method
-        assert shown["accuracy"] == f"{row.accuracy.mean:.3f} ± {row.accuracy.half_width:.3f}"
+        assert shown["accuracy"] == f"{row.score.mean:.3f} ± {row.score.half_width:.3f}"
         assert shown["loss"] == f"{row.loss:.3f}"
-        assert float(flat["accuracy"]) == kept["accuracy"]["mean"] == row.accuracy.mean
-        assert float(flat["accuracy_half_width"]) == kept["accuracy"]["half_width"]
+        assert float(flat["score"]) == kept["score"]["mean"] == row.score.mean
+        assert float(flat["score_half_width"]) == kept["score"]["half_width"]
         assert (flat["difference"] == "") == (kept["difference"] is None) == (row.method == "fedit")
         assert (shown["− fedit"] == "–") == (row.method == "fedit")
     assert len(lines) == len(result.runs) == 9
     for line, run in zip(lines, result.runs, strict=True):
         assert (tmp_path / line["folder"]) == run.folder
-        assert line["curves"]["accuracy"] == list(run.curves.accuracy)
+        assert line["curves"]["score"] == list(run.curves.score)
         assert line["curves"]["round"] == [0, 1, 2, 3]
     (task,) = content["tasks"]
     assert task["config"]["federation"]["rounds"] == ROUNDS
@@ -341,7 +342,7 @@ def test_what_is_not_there_stays_empty(tmp_path: Path) -> None:
     """A method without an error or clients of its own: a dash in Markdown, nothing in CSV, null in JSON."""
     for cell in small_grid(tmp_path).cells:
         absent = {} if cell.key.method != "ideal" else dict.fromkeys(
-            ("error_used", "error_average", "error_optimum", "client_accuracy", "worst_client", "gap")
+            ("error_used", "error_average", "error_optimum", "client_score", "worst_client", "gap")
         )  # fmt: skip
         made_up(cell, **absent)
     compare_toy(tmp_path, reach=1.0)
@@ -351,7 +352,7 @@ def test_what_is_not_there_stays_empty(tmp_path: Path) -> None:
     ] * 5
     flat = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))[2]
     kept = strict_json((tmp_path / "comparison.json").read_text())["rows"][2]
-    for name in ("client_accuracy", "gap", "error_round_1", "megabytes_to_reach"):
+    for name in ("client_score", "gap", "error_round_1", "megabytes_to_reach"):
         assert flat[name] == ""
         assert kept[name] is None
 
@@ -390,21 +391,21 @@ def test_a_failed_run_is_marked_and_not_paired(
                 watch(RunFailed(cell.key, "no luck"))
                 continue
             made_up(cell)
-            watch(RunFinished(cell.key, 0.5, 1.0))
+            watch(RunFinished(cell.key, 0.5, METRICS["accuracy"], 1.0))
 
     monkeypatch.setattr("florana.experiments.compare.do_runs", some_fail)
     result = compare_toy(tmp_path)
     ideal, fedit = result.row("toy", "ideal"), result.row("toy", "fedit")
     assert (ideal.seeds, ideal.missing_seeds) == ((0, 2), (1,))
     one = {run.key.method: run for run in result.runs if run.key.seed == 0}
-    ends = [one[method].curves.accuracy[-1] for method in ("ideal", "fedit")]
+    ends = [one[method].curves.score[-1] for method in ("ideal", "fedit")]
     assert ideal.difference is not None
     assert (ideal.difference.n, ideal.difference.half_width) == (1, None)
     assert ends[0] is not None
     assert ends[1] is not None
     assert ideal.difference.mean == pytest.approx(ends[0] - ends[1])
-    assert fedit.accuracy is not None
-    assert fedit.accuracy.n == 2
+    assert fedit.score is not None
+    assert fedit.score.n == 2
     assert result.missing
     assert {(f.key.method, f.key.seed) for f in result.failures} == failing
     text = (tmp_path / "comparison.md").read_text()
@@ -421,7 +422,7 @@ def test_all_tasks_count_alike(tmp_path: Path) -> None:
     }  # fmt: skip
     configs = {"a": SMALL, "b": SMALL}
     for cell in small_grid(tmp_path, configs=configs).cells:
-        made_up(cell, accuracy=ends[cell.key.task, cell.key.method][cell.key.seed])
+        made_up(cell, score=ends[cell.key.task, cell.key.method][cell.key.seed])
     found = {line.method: line for line in compare_toy(tmp_path, configs=configs).overall}
     ideal, best, fedit = found["ideal"], found[METHODS[1]], found["fedit"]
     assert (ideal.tasks, ideal.behind, ideal.ahead) == (2, 1, 1)
@@ -477,7 +478,7 @@ def test_unlike_runs_are_told_after_the_first(
             done.append(cell.key)
             made_up(cell)
             change(cell, "versions", "torch", value="2.14.0")
-            watch(RunFinished(cell.key, 0.5, 1.0))
+            watch(RunFinished(cell.key, 0.5, METRICS["accuracy"], 1.0))
 
     for cell in small_grid(tmp_path).cells[:4]:
         made_up(cell)

@@ -255,7 +255,8 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
         (["--methods", "fedit,florna"], "unknown method 'florna'"),
         (["--seeds", "0,x"], "--seeds '0,x': expected whole numbers with commas between"),
         (["a/t.toml", "b/t.toml"], "would both be task 't'"),
-        (["--jobs", "0", "--reach", "60"], "reach is 60: expected an accuracy"),
+        (["--jobs", "0", "--reach", "-1"], "reach is -1: expected a score above 0"),
+        (["--reach", "60"], "reach is 60: accuracy is at most 1"),
         (["gone.toml"], "there is no configuration file gone.toml"),
     ],
 )

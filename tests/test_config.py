@@ -271,7 +271,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     [
         ("lora.rnak=3", "unknown key 'lora.rnak', did you mean 'rank'?"),
         ("federation.round=3", "unknown key 'federation.round', did you mean 'rounds'?"),
-        ("data.zzz=3", "unknown key 'data.zzz'; known: source, test, labels, text, text_pair, label, test_fraction, local_test_fraction, max_examples"),
+        ("data.zzz=3", "unknown key 'data.zzz'; known: task, family, metric, source, test, second_test, labels, text, text_pair, label, value_range, prompt, response, system, chat, reference, scorer, test_fraction, local_test_fraction, max_examples"),
         ("method.name=florna", f"unknown method 'florna', did you mean 'florana'?; known: {', '.join(cards())}"),
         ("method.name=zzz", f"unknown method 'zzz'; known: {', '.join(cards())}"),
         ("method.name=3", "method.name: Input should be a valid string, got 3"),
@@ -294,7 +294,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ("output=", "output: String should have at least 1 character, got ''"),
         ("seed=4294967296", "seed: Input should be less than 4294967296, got 4294967296"),
         ("device=tpu", "device: Input should be 'auto', 'cpu', 'cuda' or 'mps', got 'tpu'"),
-        ("bananas=3", "unknown key 'bananas'; known: seed, output, device, threads, model, data, lora, federation, training, method, server, simulation"),
+        ("bananas=3", "unknown key 'bananas'; known: seed, output, device, threads, model, data, lora, federation, training, method, server, simulation, evaluation"),
         ("seed", "--set 'seed': expected section.key=value"),
         ("=3", "--set '=3': expected section.key=value"),
         (".=3", "--set '.=3': expected section.key=value"),

@@ -1,10 +1,14 @@
-"""docs/deploy.md, followed: every command as it is printed, in order, in an empty folder."""
+"""docs/deploy.md, followed: every command as it is printed, in order, in an empty folder.
+
+With FLORANA_TRANSCRIPT=FILE what was typed and what came back is written there.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -51,12 +55,13 @@ def test_the_page_is_followed_as_it_is_printed(tmp_path: Path, minilm: object) -
         "COLUMNS": "240",  # flwr ls cuts its table to the terminal
         "OMP_NUM_THREADS": "1",
     }
-    exports, processes = "set -e\n", []
+    exports, processes, typed = "set -e\n", [], list[tuple[str, str]]()
     log = (tmp_path / "processes.log").open("wb")
     try:
         for block in blocks():
             if block.startswith("export"):
                 exports += block
+                typed.append((block, ""))
             elif goes_on(block):
                 processes.append(
                     subprocess.Popen(
@@ -65,6 +70,7 @@ def test_the_page_is_followed_as_it_is_printed(tmp_path: Path, minilm: object) -
                     )
                 )  # fmt: skip
                 wait_until_up(block)
+                typed.append((block, "(goes on)\n"))
             else:
                 done = subprocess.run(
                     ["bash", "-c", exports + block], cwd=tmp_path, env=env, capture_output=True,
@@ -72,6 +78,7 @@ def test_the_page_is_followed_as_it_is_printed(tmp_path: Path, minilm: object) -
                 )  # fmt: skip
                 told = done.stdout + done.stderr + (tmp_path / "processes.log").read_text()[-4000:]
                 assert done.returncode == 0, f"{block}\n{told}"
+                typed.append((block, done.stdout + done.stderr))
                 if "flwr run" in block:
                     assert "Global model: accuracy" in done.stdout, told
                 if block.startswith("flwr ls"):
@@ -85,6 +92,22 @@ def test_the_page_is_followed_as_it_is_printed(tmp_path: Path, minilm: object) -
     for name in ("report.html", "final/adapter_config.json", "metrics.jsonl"):
         assert (tmp_path / "run" / name).is_file()
     assert len(list(tmp_path.glob("state*/cache/*.safetensors"))) == 3
+    if "FLORANA_TRANSCRIPT" in os.environ:
+        typed.append(
+            ("# what SuperLink and SuperNodes said\n", (tmp_path / "processes.log").read_text())
+        )
+        write_transcript(Path(os.environ["FLORANA_TRANSCRIPT"]), typed, tmp_path)
+
+
+def write_transcript(path: Path, typed: list[tuple[str, str]], folder: Path) -> None:
+    """What was typed behind a prompt, what came back below it, without colours and this machine's paths."""
+    parts = []
+    for block, came in typed:
+        prompt = "\n> ".join(block.rstrip("\n").split("\n"))
+        plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]|\r", "", came)
+        lines = (line.rstrip() for line in plain.replace(str(folder), "~/federation").splitlines())
+        parts.append("\n".join([f"$ {prompt}", *lines]))
+    path.write_text("\n\n".join(parts) + "\n", "utf-8")
 
 
 def wait_until_up(block: str) -> None:

@@ -65,7 +65,7 @@ def assert_same_run(run: Path, expected: Path) -> None:
         assert line.keys() == other.keys()
         for key in ("kind", "round", "client", "weight", "num-examples", "left_out"):
             assert line.get(key) == other.get(key), (key, line["round"])
-        for key in ("accuracy", "loss", "train-loss", "error_used", "error_optimum"):
+        for key in ("score", "loss", "train-loss", "error_used", "error_optimum"):
             expected_number = other.get(key, 0.0) or 0.0  # None in round 0
             assert (line.get(key) or 0.0) == pytest.approx(expected_number, rel=1e-4, abs=1e-6), key
 

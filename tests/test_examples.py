@@ -15,10 +15,9 @@ from torch import nn
 from florana.config import ModelConfig
 from florana.tasks.dataset import TextDataset
 from florana.training.base_model import ModelSource, build_model, load_tokenizer
-from florana.training.evaluation import evaluate
 from florana.training.examples import Examples, sample_batches, steps_per_epochs, tokenize
 from strategies import assert_near, seeds
-from tiny_models import CPU, LABELS, Kind, logits, make, shaken, toy_examples
+from tiny_models import CLASSES, CPU, Kind, evaluate, logits, make, shaken, toy_examples
 
 
 @given(
@@ -96,7 +95,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(kinds: dict[str, Kind]) -
     kind = kinds["decoder"]
     tokenizer = load_tokenizer(kind.source)
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("[EOS]", 4)
-    base: Any = build_model(kind.source, ModelConfig(), LABELS, 0)
+    base: Any = build_model(kind.source, ModelConfig(), CLASSES.head, 0)
     assert base.config.pad_token_id == 4
     assert toy_examples(kind).pad_id == 4
 
@@ -120,7 +119,7 @@ def test_evaluation_is_the_plain_mean(kind: Kind) -> None:
     model.module.train()
     score = evaluate(model, examples)
     rows = torch.cat([logits(model.module, examples, [i]) for i in range(len(examples))])
-    assert score.accuracy == int((rows.argmax(dim=1) == examples.labels).sum()) / 70
+    assert score.value == int((rows.argmax(dim=1) == examples.labels).sum()) / 70
     expected = nn.functional.cross_entropy(rows.double(), examples.labels)
     assert score.loss == pytest.approx(float(expected), rel=1e-5)
     assert score.examples == 70

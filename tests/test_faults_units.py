@@ -60,7 +60,7 @@ def test_two_processes_cannot_do_one_run(kinds: dict[str, Kind], tmp_path: Path)
     run, stop = tmp_path / "run", RuntimeError("stopped by hand")
 
     def watch(event: object) -> None:
-        if getattr(event, "server_round", None) == 2 and hasattr(event, "accuracy"):
+        if getattr(event, "server_round", None) == 2 and hasattr(event, "score"):
             raise stop
 
     with pytest.raises(RuntimeError, match="by hand"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -135,8 +136,8 @@ def test_what_stays_at_home_is_on_the_nodes_own_disks(settings: list[str], tmp_p
         for run in (tmp_path / "here", tmp_path / "run")
     ]
     for here, there in zip(*clients, strict=True):
-        assert [here[k] for k in ("client", "accuracy", "train-loss")] == [
-            there[k] for k in ("client", "accuracy", "train-loss")
+        assert [here[k] for k in ("client", "score", "train-loss")] == [
+            there[k] for k in ("client", "score", "train-loss")
         ]
     assert [line["round"] for line in round_lines(tmp_path / "run")] == [0, 1, 2, 3, 4]
     kept = list(tmp_path.glob("state*/runs/*/partition-*/round-*.safetensors"))
@@ -161,12 +162,12 @@ def test_nodes_with_data_of_their_own_need_none_on_the_server(
     rows = [e for e in events if isinstance(e, RoundRow)]
     assert [row.server_round for row in rows] == [0, 1, 2, 3, 4]
     assert [line["round"] for line in round_lines(tmp_path / "run")] == [0, 1, 2, 3, 4]
-    assert rows[0].client_accuracy is None
-    assert rows[4].accuracy == summary.accuracy
+    assert rows[0].client_score is None
+    assert rows[4].score == summary.score
     assert all(0 < row.loss < 3 for row in rows)
     assert len({row.loss for row in rows}) == 5
-    best = max(rows, key=lambda row: row.accuracy)
-    assert summary.best_accuracy == best.accuracy
+    best = max(rows, key=lambda row: row.score)
+    assert summary.best_score == best.score
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["labels"] == ["a", "b", "c"]
     assert provenance["partition"] == []
@@ -174,6 +175,50 @@ def test_nodes_with_data_of_their_own_need_none_on_the_server(
 
     write_run_report(tmp_path / "run")
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def write_rows(path: Path, count: int, seed: int = 0) -> Path:
+    """Texts with a value from 0 to 5, and what to write after them."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        {"text": f"w{value} w{rng.integers(24)}", "label": value, "said": f"w{value + 8} w{value}"}
+        for value in (int(v) for v in rng.integers(0, 6, count))
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+FAMILIES = {
+    "regression": ["data.task=stsb", "data.text_pair=text"],
+    "causal": ["data.family=causal", "data.prompt={text}", "data.response=' {said}'"],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_does_the_same_run_on_nodes(
+    kinds: dict[str, Kind], tmp_path: Path, family: str
+) -> None:
+    """Values, prompts and metrics survive the node's cache and the wire: rounds and adapters are those of one process."""
+    kind = kinds["decoder" if family == "causal" else "own head"]
+    settings = tiny_settings(kind, write_rows(tmp_path / "rows.jsonl", 150))
+    more = [*FAMILIES[family], f"lora.target_modules={list(kind.targets)}", "federation.rounds=2"]
+    tiny_run(settings, tmp_path / "here", *more)
+    deploy(settings, tmp_path, *more)
+    assert adapters(tmp_path / "run") == adapters(tmp_path / "here")
+    assert round_lines(tmp_path / "run") == round_lines(tmp_path / "here")
+    assert all(line["metrics"] for line in round_lines(tmp_path / "run"))
+    own = [write_rows(tmp_path / f"own{n}.jsonl", 60, seed=n) for n in range(3)]
+    summary, events = deploy(
+        settings,
+        tmp_path / "own",
+        *more,
+        "data.source=nodes",
+        own=lambda partition: {"data": str(own[partition])},
+    )
+    rows = [e for e in events if isinstance(e, RoundRow)]
+    assert [row.server_round for row in rows] == [0, 1, 2]
+    assert summary.metrics == rows[-1].metrics != {}
+    assert rows[1].client_metrics.keys() == rows[1].metrics.keys()
 
 
 def test_the_servers_own_test_set_is_used_where_it_has_one(
@@ -188,7 +233,7 @@ def test_the_servers_own_test_set_is_used_where_it_has_one(
     deploy(settings, tmp_path / "without", *OWN, own=own)
     made = [adapters(tmp_path / name / "run")["final"] for name in ("with", "without")]
     assert made[0] == made[1]
-    assert (summary.accuracy * 30) == pytest.approx(round(summary.accuracy * 30))
+    assert (summary.score * 30) == pytest.approx(round(summary.score * 30))
 
 
 class Died(BaseException):
@@ -245,11 +290,29 @@ def test_another_configuration_does_not_go_on_with_the_run(
     """It says what was, and what is; a finished run only tells its summary."""
     deploy(settings, tmp_path, "federation.rounds=1")
     with pytest.raises(
-        RunError, match=r"another configuration: its federation was[\s\S]*'rounds': 2"
+        RunError, match=r"another configuration: federation\.rounds was 1, here it is 2; give"
     ):
         deploy(settings, tmp_path, "federation.rounds=2", resume=True)
     summary, events = deploy(settings, tmp_path, "federation.rounds=1", resume=True)
     assert (summary.rounds, events) == (1, [])
+
+
+def test_a_resumed_run_may_wait_for_another_time(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long nodes are waited for is no part of what is computed; the folder then holds what is used now."""
+
+    def dying(*_: Any) -> float:
+        raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "train", dying)
+        with pytest.raises(Died):
+            deploy(settings, tmp_path, "federation.rounds=1")
+    others = ["federation.wait_seconds=5", "federation.deadline_seconds=70"]
+    deploy(settings, tmp_path, "federation.rounds=1", *others, resume=True)
+    federation = load_config(tmp_path / "run" / "config.toml").federation
+    assert (federation.wait_seconds, federation.deadline_seconds) == (5, 70)
 
 
 def test_a_client_that_lost_its_disk_gets_the_whole_model_next_time(
@@ -259,10 +322,10 @@ def test_a_client_that_lost_its_disk_gets_the_whole_model_next_time(
     everyone = ["federation.participation=1.0", "method.name=fedex-lora"]
     real = client.train
 
-    def train(model: Any, data: Any, config: Any, place: Any, *more: Any) -> float:
+    def train(model: Any, data: Any, objective: Any, config: Any, place: Any, *more: Any) -> float:
         if (place.server_round, place.client) == (2, 2):  # after client 1 of that round
             shutil.rmtree(tmp_path / "state1" / "runs")
-        return real(model, data, config, place, *more)
+        return real(model, data, objective, config, place, *more)
 
     monkeypatch.setattr(client, "train", train)
     deploy(settings, tmp_path, *everyone)

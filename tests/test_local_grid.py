@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from flwr.app import (
@@ -18,7 +20,7 @@ from flwr.clientapp import ClientApp
 
 from florana.adapter import Adapter
 from florana.federation.client_app import build_client_app
-from florana.federation.local_grid import FIRST_NODE_ID, LocalGrid
+from florana.federation.local_grid import FIRST_NODE_ID, Asked, LocalGrid
 from florana.federation.records import ADAPTER, unpack
 from toys import assert_same_bits, assert_same_states, by_hand, federate, make_adapter, toy_client
 
@@ -100,3 +102,59 @@ def test_the_grid_tells_clients_who_they_are() -> None:
     assert [r.content.metric_records["who"]["id"] for r in replies] == [2, 1, 0]
     assert [r.metadata.reply_to_message_id for r in replies] == list(reversed(ids))
     assert list(grid.pull_messages(ids)) == []
+
+
+class Twos:
+    """A group of two that notes whom it is asked about, and fails for client 2 after writing to its state."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def __call__(self, asked: Sequence[Asked], /) -> list[RecordDict | Exception]:
+        """A number per client."""
+        self.asked.append([one.partition for one in asked])
+        answers: list[RecordDict | Exception] = []
+        for one in asked:
+            one.state["mine"] = ConfigRecord({"written": one.partition})
+            del one.content["x"]  # its own copy
+            who = MetricRecord({"id": one.partition})
+            answers.append(
+                ValueError("not today") if one.partition == 2 else RecordDict({"who": who})
+            )
+        return answers
+
+
+def test_a_group_answers_train_messages_and_fails_one_by_one() -> None:
+    """Groups of two in the order of the messages; the last client alone, and evaluate messages, go to the app."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"who": MetricRecord({"id": -1})}), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"who": MetricRecord({"id": -2})}), reply_to=message)
+
+    group = Twos()
+    grid = LocalGrid(app, 5, group=group)
+    content = RecordDict({"x": ArrayRecord()})
+    nodes = grid.get_node_ids()
+    kinds = [MessageType.TRAIN] * 5 + [MessageType.EVALUATE] * 5
+    messages = [
+        grid.create_message(content, kind, node, "group")
+        for kind, node in zip(kinds, nodes * 2, strict=True)
+    ]
+    replies = list(grid.send_and_receive(messages))
+    assert group.asked == [[0, 1], [2, 3]]
+    assert [r.metadata.reply_to_message_id for r in replies] == [
+        m.metadata.message_id for m in messages
+    ]
+    failed = replies.pop(2)
+    assert failed.error.reason == "client 2 raised ValueError: not today"
+    ids = [r.content.metric_records["who"]["id"] for r in replies]
+    assert ids == [0, 1, 3, -1, -2, -2, -2, -2, -2]
+    assert [p for p, state in grid.states.items() if "mine" in state] == [0, 1, 3]
+    assert "x" in content

@@ -12,11 +12,10 @@ from torch import Tensor
 from florana.config import ModelConfig
 from florana.errors import AdapterError, ModelError
 from florana.training.base_model import build_model
-from florana.training.loop import train
 from strategies import assert_near
 from tiny_models import (
+    CLASSES,
     HERE,
-    LABELS,
     Kind,
     assert_same,
     clone,
@@ -27,6 +26,7 @@ from tiny_models import (
     shaken_residual,
     steps,
     toy_examples,
+    train,
     weights,
 )
 
@@ -121,7 +121,7 @@ def test_the_first_adapter_is_a_function_of_the_seed(kind: Kind) -> None:
     assert differs(make(kind, seed=6).initial, first)
     assert all(not pair.B.any() for pair in first.pairs.values())
     examples = toy_examples(kind)
-    base = build_model(kind.source, ModelConfig(), LABELS, 0)
+    base = build_model(kind.source, ModelConfig(), CLASSES.head, 0)
     assert torch.equal(logits(make(kind, seed=5).module, examples), logits(base, examples))
 
 
@@ -129,7 +129,7 @@ def test_the_head_is_a_function_of_its_seed(kind: Kind) -> None:
     """Heads are drawn from the seed that build_model gets, and from no other."""
 
     def head(seed: int) -> Tensor:
-        base = build_model(kind.source, ModelConfig(), LABELS, seed)
+        base = build_model(kind.source, ModelConfig(), CLASSES.head, seed)
         return base.get_parameter(f"{kind.head}.weight").detach()
 
     assert torch.equal(head(1), head(1))

@@ -14,18 +14,17 @@ from florana.adapter import EVERYTHING, Adapter, LoraPair, Part
 from florana.config import ModelConfig
 from florana.peft_io import save_adapter
 from florana.training.base_model import build_model
-from florana.training.evaluation import evaluate
 from florana.training.examples import Examples
-from florana.training.loop import train
 from florana.training.lora_model import LoraModel
 from strategies import assert_near
 from tiny_models import (
+    CLASSES,
     CPU,
     HERE,
-    LABELS,
     Kind,
     assert_same,
     differs,
+    evaluate,
     frozen,
     logits,
     make,
@@ -33,6 +32,7 @@ from tiny_models import (
     shaken_residual,
     steps,
     toy_examples,
+    train,
     weights,
 )
 
@@ -236,7 +236,7 @@ def test_a_trained_core_leaves_as_a_plain_peft_folder(kind: Kind, tmp_path: Path
     model.load(cored(model))
     train(model, examples, steps(), HERE, {"B", "heads"})
     folder = save_adapter(model.take().folded(), tmp_path / "adapter")
-    base = build_model(kind.source, ModelConfig(), LABELS, seed=77)
+    base = build_model(kind.source, ModelConfig(), CLASSES.head, seed=77)
     loaded = peft.PeftModel.from_pretrained(base, str(folder))
     assert_near(logits(loaded, examples), logits(model.module, examples), 1e-5)
 

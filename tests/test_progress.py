@@ -24,8 +24,8 @@ def shown(*events: object, width: int = 100) -> str:
     return stream.getvalue()
 
 
-FULL = RoundRow(3, 0.5, 1.25, 0.75, 0.25, 0.125, 0.375, 0.0625, 2_500_000, 12_340_000)
-BLIND = RoundRow(3, 0.5, 1.25, 0.75, 0.25, None, None, None, 2_500_000, 12_340_000)
+FULL = RoundRow(3, 0.5, 1.25, 0.75, 0.25, 0.125, 0.375, 0.0625, 2_500_000, 12_340_000, 0.25)
+BLIND = RoundRow(3, 0.5, 1.25, 0.75, 0.25, None, None, None, 2_500_000, 12_340_000, 0.25)
 START = RoundRow(0, 0.5, 1.25)
 
 
@@ -76,4 +76,4 @@ def test_a_run_is_shown_from_its_plan_to_its_end(
     unknown = 3 if method in ("fedsa-lora", "local") else 0
     assert [row.count("–") for row in rows] == [5] + [unknown] * 4
     assert any(re.match(rf"server +{method}\b", line) for line in lines)
-    assert f"Global model: accuracy {summary.accuracy:.3f}, loss {summary.loss:.3f}" in lines
+    assert f"Global model: accuracy {100 * summary.score:.1f} %, loss {summary.loss:.3f}" in lines

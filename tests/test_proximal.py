@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from florana.adapter import Adapter, Part
 from florana.seeding import generator
 from florana.training.examples import sample_batches
-from florana.training.loop import learning_rate_factor, pull_back, train
+from florana.training.loop import learning_rate_factor, pull_back
 from strategies import assert_near, few, seeds
-from tiny_models import CPU, HERE, Kind, assert_same, make, shaken, steps, toy_examples
+from tiny_models import CPU, HERE, Kind, assert_same, make, shaken, steps, toy_examples, train
 
 STRENGTH = 3.0
 

@@ -285,18 +285,16 @@ def test_numbers_of_the_rounds(run_page: Path) -> None:
     rows = Page(run_page).table("round", "accuracy", "loss")
     lines = [line for line in lines_of(3) if line["kind"] == "round"]
     for row, line in zip(rows, lines, strict=True):
-        assert row[:3] == [str(line["round"]), f"{line['accuracy']:.3f}", f"{line['loss']:.3f}"]
-        assert row[3] == (
-            "–" if line["client_accuracy"] is None else f"{line['client_accuracy']:.3f}"
-        )
+        assert row[:3] == [str(line["round"]), f"{line['score']:.3f}", f"{line['loss']:.3f}"]
+        assert row[3] == ("–" if line["client_score"] is None else f"{line['client_score']:.3f}")
         assert row[6] == f"{line['bytes_up'] / 1e6:.2f}"
 
 
 def test_headline_of_a_run(run_page: Path) -> None:
     """Accuracy, best client and megabytes are those of the last round, the summary and the sum of the rounds."""
     words = Page(run_page).words
-    assert "Global accuracy 0.700 loss 0.625, round 3" in words
-    assert "Best single client 0.450 client 3; global +25.0 points" in words
+    assert "Global accuracy 70.0 % loss 0.625, round 3" in words
+    assert "Best single client 45.0 % client 3; global 25.0 points better" in words
     assert f"Sent {3 * (3_121_170 + 3_120_510) / 1e6:.1f} MB" in words
     assert "not finished" not in words
 
@@ -357,7 +355,7 @@ def test_figures_without_values_say_why(tmp_path: Path) -> None:
         "No figure: The method florana-opt defines no aggregation error.",
         "No figure: metrics.jsonl of this run holds no singular values",
         "No figure: provenance.json holds no label counts.",
-        "No figure: metrics.jsonl holds no client's accuracy.",
+        "No figure: metrics.jsonl holds no client's score.",
     ):
         assert reason in page.words
     assert len(page.of("figure")) == 4
@@ -410,20 +408,18 @@ def test_spectra_are_cut_at_the_rank(tmp_path: Path) -> None:
 
 
 def test_numbers_of_a_comparison(comparison_page: Path) -> None:
-    """The tables hold the rows of comparison.json, methods from the highest mean accuracy down."""
+    """The tables hold the rows of comparison.json, methods from the best mean score down."""
     page, told = (
         Page(comparison_page),
         json.loads((comparison_page.parent / "comparison.json").read_text()),
     )
     rows = {(r["task"], r["method"]): r for r in told["rows"]}
     table = page.table("method", "difference", "ahead", "behind", "sst2", "ag_news")
-    means = [
-        np.mean([rows[t, m]["accuracy"]["mean"] for t in ("sst2", "ag_news")]) for m in METHODS
-    ]
+    means = [np.mean([rows[t, m]["score"]["mean"] for t in ("sst2", "ag_news")]) for m in METHODS]
     order = [METHODS[k] for k in np.argsort(means)[::-1]]
     for rank, (cells, method) in enumerate(zip(table, order, strict=True), start=1):
         assert cells[0] == printable(f"{rank}  {method}")
-        accuracy = rows["sst2", method]["accuracy"]
+        accuracy = rows["sst2", method]["score"]
         assert cells[4] == f"{accuracy['mean']:.3f} ± {accuracy['half_width']:.3f}"
     assert table[order.index("fedit")][1] == "–"
 
@@ -458,7 +454,7 @@ def test_baseline_and_best_stand_out(tmp_path: Path) -> None:
     methods = [f"method-{k}" for k in range(9)]
     folder = write_comparison(tmp_path, ["sst2"], methods, [0, 1])
     rows = json.loads((folder / "comparison.json").read_text())["rows"]
-    best = sorted(rows[1:], key=lambda row: -row["accuracy"]["mean"])[:4]
+    best = sorted(rows[1:], key=lambda row: -row["score"]["mean"])[:4]
     cast = cast_of(read_comparison(folder))
     assert list(cast.looks) == ["method-0", *(row["method"] for row in best)]
     assert len({(look.colour, look.marker) for look in cast.looks.values()}) == 5
@@ -474,7 +470,7 @@ def test_baseline_and_best_stand_out(tmp_path: Path) -> None:
         ("metrics.jsonl", "{]\n", ["metrics.jsonl, line 1", "JSON"]),
         ("metrics.jsonl", "[1]\n", ["metrics.jsonl, line 1", "'round' or 'client'"]),
         ("metrics.jsonl", "", ["no finished round"]),
-        ("metrics.jsonl", '{"kind": "round", "round": 0, "accuracy": "high"}\n', ["line 1", "accuracy", "'high'", "loss"]),
+        ("metrics.jsonl", '{"kind": "round", "round": 0, "score": "high"}\n', ["line 1", "score", "'high'", "loss"]),
         ("provenance.json", "{}", ["provenance.json", "base_model", "versions"]),
         ("summary.json", '{"rounds": 3}', ["summary.json", "best_round"]),
         ("timings.jsonl", '{"round": 1, "training": "long"}\n', ["timings.jsonl, line 1", "training"]),
@@ -607,7 +603,7 @@ intervals = st.builds(
 @few
 def test_forest_axis_holds_zero_and_every_mean(found: list[Interval]) -> None:
     """However wide an interval is, the axis shows 0 and all means."""
-    low, high = _limits(found)
+    low, high = _limits(found, 100.0)
     assert low < 0 < high
     assert all(low < 100 * interval.mean < high for interval in found)
 
@@ -707,14 +703,14 @@ def test_tensorboard_holds_every_round(tmp_path: Path) -> None:
         board.watch(Prepared({}, tmp_path, 0))
         board.watch(RoundRow(0, 0.1, 2.5))
         board.watch(ClientLeftOut(1, "client 2", "late"))
-        board.watch(RoundRow(1, 0.4, 1.5, 0.6, 0.3, 0.2, 0.5, 0.1, 2_000_000, 1_000_000))
-        board.watch(RoundRow(2, 0.5, 1.0, 0.7, 0.4, 0.1, 0.3, 0.1, 2_000_000, 1_000_000))
+        board.watch(RoundRow(1, 0.4, 1.5, 0.6, 0.3, 0.2, 0.5, 0.1, 2_000_000, 1_000_000, 0.2))
+        board.watch(RoundRow(2, 0.5, 1.0, 0.7, 0.4, 0.1, 0.3, 0.1, 2_000_000, 1_000_000, 0.2))
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
 
     def told(tag: str) -> dict[int, float]:
         return {e.step: pytest.approx(e.value, rel=1e-6) for e in events.Scalars(tag)}
 
-    assert told("global/accuracy") == {0: 0.1, 1: 0.4, 2: 0.5}
+    assert told("global/score") == {0: 0.1, 1: 0.4, 2: 0.5}
     assert told("global/loss") == {0: 2.5, 1: 1.5, 2: 1.0}
     assert told("error/used") == {1: 0.2, 2: 0.1}
     assert told("clients/gap") == {1: 0.2, 2: 0.2}

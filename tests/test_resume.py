@@ -119,7 +119,7 @@ def test_resuming_a_finished_run_tells_its_summary(finished: Path) -> None:
     """Nothing is done again, and nothing changes on disk."""
     before = what_it_left(finished)
     again = runner.resume(finished, lambda _e: None)
-    assert again.accuracy == json.loads(before["summary.json"])["accuracy"]
+    assert again.score == json.loads(before["summary.json"])["score"]
     assert again.seconds == 0
     assert what_it_left(finished) == before
 

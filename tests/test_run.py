@@ -17,7 +17,7 @@ from crash import SMALL
 from florana.config import RunConfig, load_config
 from florana.errors import FloranaError, RunError
 from florana.experiments import client, runner
-from florana.experiments.events import ClientLeftOut, Event, Prepared, RoundRow, Summary
+from florana.experiments.events import ClientLeftOut, Event, Note, Prepared, RoundRow, Summary
 from florana.experiments.run_folder import RunFolder
 from florana.experiments.setup import prepare
 from florana.training.base_model import ModelSource
@@ -44,10 +44,11 @@ def finished(
 def test_a_run_tells_its_plan_then_every_round(
     finished: tuple[Path, list[Event], Summary],
 ) -> None:
-    """First the plan, then a row per round with round 0 for the untrained start, then the summary."""
+    """Notes, then the plan, then a row per round with round 0 for the untrained start, then the summary."""
     folder, events, summary = finished
-    assert isinstance(events[0], Prepared)
-    assert events[0].folder == folder
+    plan = next(event for event in events if not isinstance(event, Note))
+    assert isinstance(plan, Prepared)
+    assert plan.folder == folder
     assert [e.server_round for e in events if isinstance(e, RoundRow)] == [0, 1, 2, 3]
     assert events[-1] == summary
 
@@ -60,15 +61,15 @@ def test_metrics_have_a_line_per_round_and_client(
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rounds = [line for line in lines if line["kind"] == "round"]
     rows = [e for e in events if isinstance(e, RoundRow)]
-    assert [(r["accuracy"], r["error_used"]) for r in rounds] == [
-        (e.accuracy, e.error_used) for e in rows
+    assert [(r["score"], r["error_used"]) for r in rounds] == [
+        (e.score, e.error_used) for e in rows
     ]
     for server_round in (1, 2, 3):
         clients = [c for c in lines if c["kind"] == "client" and c["round"] == server_round]
         assert len(clients) == 2  # participation 0.67 of three
         assert sum(c["weight"] for c in clients) == pytest.approx(1)
-    last = [c["global_accuracy"] for c in lines if "global_accuracy" in c]
-    assert max(last) == summary.best_client_accuracy
+    last = [c["global_score"] for c in lines if "global_score" in c]
+    assert max(last) == summary.best_client_score
 
 
 def test_error_of_the_row_is_ordered(finished: tuple[Path, list[Event], Summary]) -> None:
@@ -103,7 +104,7 @@ def test_adapters_load_with_peft(
         for chosen in test.by_length(1):
             inputs, labels = test.batch(chosen, torch.device("cpu"))
             right += int((model(**inputs).logits.argmax(-1) == labels).sum())
-    expected = summary.accuracy if name == "final" else summary.best_accuracy
+    expected = summary.score if name == "final" else summary.best_score
     assert right / len(test) == expected
 
 
@@ -139,10 +140,10 @@ def test_a_client_that_fails_is_left_out_and_named(
     """One client that raises, and one that sends NaN, are named; the round goes on with the others."""
     real = client.train
 
-    def train(model: Any, data: Any, config: Any, place: Any, *more: Any) -> float:
+    def train(model: Any, data: Any, objective: Any, config: Any, place: Any, *more: Any) -> float:
         if (place.server_round, place.client) == (2, 0):
             raise RuntimeError("the disk of client 0 is gone")
-        loss = real(model, data, config, place, *more)
+        loss = real(model, data, objective, config, place, *more)
         if (place.server_round, place.client) == (2, 1):
             model.parameters[0].data.fill_(float("nan"))
         return loss
@@ -164,10 +165,10 @@ def test_too_few_clients_stop_the_run_and_it_can_go_on(
     """With fewer than min_clients replies the run stops with every reason, and ends as if it had not."""
     real = client.train
 
-    def broken(model: Any, data: Any, config: Any, place: Any, *more: Any) -> float:
+    def broken(model: Any, data: Any, objective: Any, config: Any, place: Any, *more: Any) -> float:
         if place.server_round == 3:
             raise RuntimeError(f"client {place.client} is broken")
-        return real(model, data, config, place, *more)
+        return real(model, data, objective, config, place, *more)
 
     chosen = f"method.name={method}"
     with monkeypatch.context() as patched:

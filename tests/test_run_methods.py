@@ -21,7 +21,7 @@ from florana.experiments.events import Event, RoundRow, Summary
 from florana.experiments.run_folder import RunFolder
 from florana.experiments.setup import Experiment, prepare
 from strategies import assert_near
-from tiny_models import Kind, logits
+from tiny_models import Kind, logits, train
 from tiny_runs import tiny_run, tiny_settings, write_texts
 
 METHODS = list(cards())
@@ -84,7 +84,7 @@ def test_the_reported_score_is_that_of_the_models_that_were_written(done: Done) 
     """A global method's: ``final``, loaded with PEFT. A personal one's: the mean over the clients' folders."""
     names = [f"clients/{path.name}" for path in own_folders(done)] or ["final"]
     scores = [score(florana.load_model(done.folder, name), done) for name in names]
-    assert sum(a for a, _ in scores) / len(scores) == pytest.approx(done.summary.accuracy)
+    assert sum(a for a, _ in scores) / len(scores) == pytest.approx(done.summary.score)
     assert sum(loss for _, loss in scores) / len(scores) == pytest.approx(
         done.summary.loss, rel=1e-4
     )
@@ -193,7 +193,7 @@ def test_a_pooled_run_has_everybodys_data_in_one_place(done: Done) -> None:
 
 def test_clients_of_a_local_run_train_as_if_alone(kinds: dict[str, Kind], tmp_path: Path) -> None:
     """Its clients' models are those of a training that knows of no federation, round after round."""
-    from florana.training.loop import Place, train
+    from florana.training.loop import Place
 
     settings = tiny_settings(kinds["decoder"], write_texts(tmp_path / "texts.csv"))
     everyone = [*settings, "lora.target_modules=['q_proj']", "federation.participation=1.0"]

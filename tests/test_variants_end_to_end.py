@@ -42,6 +42,7 @@ class Toy(nn.Module):
     """Two linear layers with a bias, of which one is adapted, and a head."""
 
     fresh_modules = ("head",)
+    task_type = "SEQ_CLS"
 
     def __init__(self) -> None:
         super().__init__()

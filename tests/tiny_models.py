@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,23 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from florana.adapter import Adapter
+from florana.adapter import EVERYTHING, Adapter, Part
 from florana.config import LoraConfig, ModelConfig, TrainingConfig
 from florana.lowrank import Product
 from florana.tasks.dataset import TextDataset
+from florana.training import loop
 from florana.training.base_model import ModelSource, build_model, find_model, load_tokenizer
+from florana.training.evaluation import Score
 from florana.training.examples import Examples, tokenize
-from florana.training.loop import Place, train
+from florana.training.loop import Place
 from florana.training.lora_model import LoraModel
+from florana.training.objectives import Classification
 
 CPU = torch.device("cpu")
 LABELS = 3
+CLASSES = Classification(LABELS)
+"""What the tiny models learn."""
+
 WORDS = [f"w{i}" for i in range(24)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[EOS]"]
 SIZE: dict[str, Any] = {
@@ -92,7 +99,7 @@ def make(
     kind: Kind, seed: int = 0, model: ModelConfig | None = None, head_seed: int = 0, **lora: Any
 ) -> LoraModel:
     """A base model with LoRA."""
-    base = build_model(kind.source, model or ModelConfig(), LABELS, head_seed)
+    base = build_model(kind.source, model or ModelConfig(), CLASSES.head, head_seed)
     settings = {"target_modules": kind.targets, "rank": 4, "alpha": 8.0, **lora}
     return LoraModel(base, kind.source, LoraConfig(**settings), seed, CPU)
 
@@ -116,6 +123,22 @@ def toy_examples(kind: Kind, count: int = 48, seed: int = 0) -> Examples:
 def steps(count: int = 3, **settings: Any) -> TrainingConfig:
     """A short training."""
     return TrainingConfig(**{"steps": count, "batch_size": 8, "learning_rate": 0.01, **settings})
+
+
+def train(
+    model: LoraModel,
+    examples: Examples,
+    config: TrainingConfig,
+    place: Place,
+    parts: Collection[Part] = EVERYTHING,
+) -> float:
+    """One client's training for a round, on classes."""
+    return loop.train(model, examples, CLASSES, config, place, parts)
+
+
+def evaluate(model: LoraModel, examples: Examples, *, bf16: bool = False) -> Score:
+    """What a model scores on classes."""
+    return CLASSES.evaluate(model, examples, bf16=bf16)
 
 
 HERE = Place(seed=0, server_round=1, num_rounds=2, client=0)

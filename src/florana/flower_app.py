@@ -5,9 +5,9 @@ or on any SuperLink. The run's configuration is in ``context.run_config``, a nod
 ``context.node_config``, see :class:`florana.experiments.node.NodeSettings`.
 
 What leaves a node: the factors and heads that the method's plan sends, in the form of :func:`florana.federation.pack`, and the
-numbers ``partition-id``, ``num-examples``, ``train-loss``, ``accuracy`` and ``loss`` of its own model on its own held-out
-data, ``seconds``, and where the server cannot test, ``received-accuracy``, ``received-loss`` and ``test-examples`` of the global
-model there. Nothing else: no text, no label, no count of labels.
+numbers ``partition-id``, ``num-examples``, ``train-loss``, ``score``, ``loss`` and ``metric:NAME`` of its own model on its own held-out
+data, ``seconds``, and where the server cannot test, ``received-score``, ``received-loss``, ``received-metric:NAME`` and
+``test-examples`` of the global model there. Nothing else: no text, no label, no count of labels.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from florana.app_config import RESUME, read_run_config
 from florana.errors import ConfigError, FloranaError
 
 if TYPE_CHECKING:
+    from florana.experiments.events import Event
     from florana.experiments.node import Node
 
 server_app = ServerApp()
@@ -40,15 +41,22 @@ def main(grid: Grid, context: Context) -> None:
     from florana.cli._progress import Progress
     from florana.experiments.deployed import serve
     from florana.report import write_run_report
+    from florana.report.prometheus import PrometheusWatcher
 
     run_config = dict(context.run_config)
     resume = str(run_config.pop(RESUME, "") or "")
     config = read_run_config(run_config)
     console = Console(highlight=False, width=110, force_terminal=False)
+    file = PrometheusWatcher()
     with Progress(console) as progress:
+
+        def watch(event: Event) -> None:
+            progress.watch(event)
+            file.watch(event)
+
         try:
             given = Path(resume) if resume else None
-            summary, folder = serve(grid, config, given, progress.watch)
+            summary, folder = serve(grid, config, given, watch)
         except FloranaError as error:  # Flower adds a traceback and marks the run as failed
             console.print(f"florana: {error}", markup=False, soft_wrap=True)
             raise

@@ -13,6 +13,7 @@ import typer
 from florana import __version__
 from florana.cli import aggregate, compare, config, inspect, methods, report, run
 from florana.cli import app as flower_app
+from florana.cli import eval as evaluation
 from florana.errors import FloranaError
 
 INTERRUPTED = 130
@@ -30,6 +31,7 @@ app.command()(run.run)
 app.command()(compare.compare)
 app.command(name="app")(flower_app.write_app)
 app.command()(report.report)
+app.command(name="eval")(evaluation.evaluate)
 app.command()(aggregate.aggregate)
 app.command()(inspect.inspect)
 app.command()(methods.methods)

@@ -73,7 +73,7 @@ class ComparisonProgress:
                     told=f"round {event.server_round} of {event.rounds}",
                 )
             case RunFinished():
-                self._end(event.key, f"accuracy {_number(event.accuracy)}, {event.seconds:.0f} s")
+                self._end(event.key, f"{_score(event)}, {event.seconds:.0f} s")
             case RunFailed():
                 self._end(event.key, f"[red]failed:[/] {escape(event.message)}")
 
@@ -100,5 +100,7 @@ class ComparisonProgress:
         self._bar.console.print(text, soft_wrap=True)
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _score(event: RunFinished) -> str:
+    """The final score under its name."""
+    told = "–" if event.score is None else event.metric.text(event.score)
+    return f"{event.metric.label} {told}"

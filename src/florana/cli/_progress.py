@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from florana.cli._partition_text import partition_of, partition_table
 from florana.config import RunConfig, sampled_clients
 from florana.experiments.events import (
     ClientLeftOut,
@@ -25,14 +26,16 @@ from florana.experiments.events import (
     RoundRow,
     Summary,
 )
+from florana.tasks.metrics import METRICS, Metric
+from florana.tasks.partition import in_words
 
 HEADER = """\
         held-out text                  aggregation error        megabytes
 round  global   loss  clients    gap    used  average  optimum      up   down"""
 LEGEND = """\
-global, loss: the global model on text that no client saw
-clients: mean accuracy of their own models on their own held-out text, before
-         aggregation; gap: clients minus global
+global, loss: {metric} and loss of the global model on text that no client saw
+clients: mean {metric} of their own models on their own held-out text, before
+         aggregation; gap: how much better they are than global
 error:   distance to the ideal update, relative to its size: of what was used,
          of plain averaging, and of the best pair of this rank"""
 
@@ -56,6 +59,7 @@ class Progress:
         self._task = self._bar.add_task("loading data and model", total=None, left="")
         self.folder = Path()
         self._per_round = 0
+        self._metric = METRICS["accuracy"]  # until the run says which
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -98,16 +102,25 @@ class Progress:
     def finished(self, summary: Summary, folder: Path, report: bool) -> None:
         """Say how the run ended, where everything is, and how to load the adapter."""
         self._bar.stop()
-        lead = summary.accuracy - summary.best_client_accuracy
+        metric = self._metric
+        others = "".join(
+            f", {METRICS[name].label} {METRICS[name].text(value)}"
+            if name in METRICS
+            else f", {name} {value:.3f}"
+            for name, value in summary.metrics.items()
+        )
         self._print()
         self._print(
-            f"[bold]Global model: accuracy {summary.accuracy:.3f}[/], loss {summary.loss:.3f}"
+            f"[bold]Global model: {metric.label} {metric.text(summary.score)}[/]{others}, loss {summary.loss:.3f}"
+        )
+        lead = metric.lead(summary.score, summary.best_client_score)
+        self._print(
+            f"Best single client's own model: {metric.text(summary.best_client_score)} ({summary.best_client}); "
+            f"global is {metric.lead_text(lead)} {'better' if lead >= 0 else 'worse'}"
         )
         self._print(
-            f"Best single client's own model: {summary.best_client_accuracy:.3f} ({summary.best_client}); "
-            f"global is {100 * lead:+.1f} points"
+            f"Best round: {summary.best_round}, {metric.label} {metric.text(summary.best_score)}"
         )
-        self._print(f"Best round: {summary.best_round}, accuracy {summary.best_accuracy:.3f}")
         self._print()
         self._print(f"Everything is in {folder}")
         if report:
@@ -122,10 +135,15 @@ class Progress:
 
     def _show_plan(self, event: Prepared) -> None:
         provenance, config = event.provenance, RunConfig.model_validate(event.provenance["config"])
+        self._metric = Metric(**provenance["metric"])
         self.folder, self._per_round = event.folder, sampled_clients(config.federation)
         self._console.print(_plan(provenance, config, event))
         self._print()
-        self._print(LEGEND)
+        partition = partition_of(provenance)
+        if partition is not None:
+            self._console.print(partition_table(partition))
+            self._print()
+        self._print(LEGEND.format(metric=self._metric.label))
         self._print()
         self._print(f"[bold]{HEADER}")
         self._bar.update(
@@ -153,7 +171,7 @@ class Progress:
 
     def _show_round(self, row: RoundRow) -> None:
         self._print(
-            f"{row.server_round:>5}  {row.accuracy:>6.3f} {row.loss:>6.3f}  {_number(row.client_accuracy, 7)}"
+            f"{row.server_round:>5}  {_number(row.score, 6)} {_number(row.loss, 6)}  {_number(row.client_score, 7)}"
             f" {_number(row.gap, 6)}  {_number(row.error_used, 6)}  {_number(row.error_average, 7)}"
             f"  {_number(row.error_optimum, 7)}  {row.bytes_up / 1e6:>6.2f} {row.bytes_down / 1e6:>6.2f}"
         )
@@ -164,14 +182,16 @@ class Progress:
 
 
 def _number(value: float | None, width: int) -> str:
-    return f"{value:>{width}.3f}" if value is not None else f"{'–':>{width}}"
+    if value is None:
+        return f"{'–':>{width}}"
+    digits = 3 if abs(value) < 100 else 1 if abs(value) < 10_000 else 0  # perplexities can be large
+    return f"{value:>{width}.{digits}f}"
 
 
 def _plan(provenance: Mapping[str, Any], config: RunConfig, event: Prepared) -> Table:
     """What is about to be done, as two columns."""
     federation, training, data = config.federation, config.training, provenance["data"]
     sizes = [sum(counts) for counts in provenance["partition"]]
-    skew = f" {federation.dirichlet_alpha:g}" if federation.partition == "dirichlet" else ""
     length = f"{training.steps} steps" if training.steps else f"{training.epochs} epochs"
     options = "".join(f", {key} = {value}" for key, value in config.method.options.items())
     table = Table.grid(padding=(0, 2))
@@ -179,10 +199,10 @@ def _plan(provenance: Mapping[str, Any], config: RunConfig, event: Prepared) -> 
     rows = {
         "model": f"{provenance['base_model']['name']} (SHA-256 {provenance['base_model']['sha256'][:12]}…, checked)",
         "data": f"{data['name']}: {data['examples']} to train, {data['test_examples']} to test, "
-        f"{len(provenance['labels'])} labels",
+        + _asked(provenance, config),
         "clients": f"{federation.clients}, {_who_takes_part(federation.participation)}, "
         + (
-            f"{federation.partition}{skew}, {min(sizes)} to {max(sizes)} examples each"
+            f"{in_words(federation.model_dump())}, {min(sizes)} to {max(sizes)} examples each"
             if sizes
             else "each with data of its own"
         ),
@@ -197,6 +217,16 @@ def _plan(provenance: Mapping[str, Any], config: RunConfig, event: Prepared) -> 
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _asked(provenance: Mapping[str, Any], config: RunConfig) -> str:
+    """What is asked of a text, and how it is judged."""
+    kinds = {
+        "classification": f"{len(provenance['labels'])} labels",
+        "regression": "a value each",
+        "causal": "responses to prompts",
+    }
+    return f"{kinds[config.data.family]}, judged by {Metric(**provenance['metric']).label}"
 
 
 def _who_takes_part(participation: float) -> str:

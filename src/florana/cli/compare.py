@@ -58,7 +58,7 @@ def compare(
     reach: Annotated[
         float | None,
         typer.Option(
-            help="Accuracy whose cost in megabytes is told; by default 95 % of the baseline's final one."
+            help="Score whose cost in megabytes is told; by default 95 % of the baseline's final one."
         ),
     ] = None,
     override: Annotated[

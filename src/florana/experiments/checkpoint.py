@@ -34,7 +34,7 @@ class Checkpoint:
         strategy: what the strategy remembers beside the state.
         metrics_size: size of metrics.jsonl in bytes when the round was finished.
         best_round: round of the best global model so far.
-        best_accuracy: its accuracy.
+        best_score: its score; None before any.
         unscored: the last round's line for metrics.jsonl where the clients score the global model, which they do
             when they get it, in the next round; None where the server does.
     """
@@ -45,7 +45,7 @@ class Checkpoint:
     strategy: RecordDict = field(default_factory=RecordDict)
     metrics_size: int = 0
     best_round: int = 0
-    best_accuracy: float = -1.0
+    best_score: float | None = None
     unscored: Mapping[str, Any] | None = None
 
 
@@ -67,7 +67,7 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "remembered": remembered,
         "metrics_size": checkpoint.metrics_size,
         "best_round": checkpoint.best_round,
-        "best_accuracy": checkpoint.best_accuracy,
+        "best_score": checkpoint.best_score,
         "unscored": checkpoint.unscored,
     }
     # F and its first increment are the same tensors, which the format wants apart
@@ -111,7 +111,7 @@ def decode(path: Path, first: GlobalState) -> Checkpoint:
         strategy,
         said["metrics_size"],
         said["best_round"],
-        said["best_accuracy"],
+        said["best_score"],
         said.get("unscored"),
     )
 

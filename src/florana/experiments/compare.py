@@ -7,7 +7,7 @@
     DIR/runs.jsonl                 one line per finished run, with its curves
     DIR/workers.log                what libraries printed
 
-comparison.json. Accuracies and errors are fractions, losses nats, megabytes 10⁶ bytes over all clients, seconds
+comparison.json. Scores are as the metric has them (accuracies are fractions), errors fractions, losses nats, megabytes 10⁶ bytes over all clients, seconds
 wall time; null where there is no such number, and where a run diverged. An *interval* is
 ``{"mean", "half_width", "n"}``: 95 % Student over seeds, ``half_width`` null for one seed.
 
@@ -16,13 +16,14 @@ wall time; null where there is no such number, and where a run diverged. An *int
     florana     version that made the table
     baseline    label of the method that differences are to
     seeds       the seeds asked for
-    tasks       [{label, level, config, data, base_model}]; level: the accuracy of megabytes_to_reach;
+    tasks       [{label, metric, level, config, data, base_model}]; metric: {name, higher_is_better, percent};
+                level: the score of megabytes_to_reach;
                 config: the configuration but for seed, output, method and the keys that a method sets;
                 data: {name, examples, test_examples, labels: [names]}
     methods     [{label, name, settings: {full config key: value as it was given}}]
     rows        a row per task and method, {task, method, seeds: [done], missing_seeds,
-                accuracy: interval, difference: interval of accuracy minus baseline's, paired by seed,
-                client_accuracy, worst_client, gap, loss, error_round_1, error_last_round, megabytes_up,
+                score: interval, difference: interval of how much better the score is than the baseline's, paired by seed,
+                client_score, worst_client, gap, loss, error_round_1, error_last_round, megabytes_up,
                 megabytes_down, megabytes_to_reach, reached, seconds}: means over the seeds done; see
                 :class:`~florana.experiments.comparison.table.Row`
     overall     a line per method, {method, difference: mean over tasks, tasks: how many have one,
@@ -31,7 +32,7 @@ wall time; null where there is no such number, and where a run diverged. An *int
     versions, machine    as in every run's provenance.json
 
 runs.jsonl, per line: ``task``, ``method``, ``seed``, ``folder`` (as seen from DIR), ``seconds`` and ``curves``: round,
-accuracy, loss, client_accuracy, worst_client, gap, error_used, error_average, error_optimum, bytes_up, bytes_down.
+score, loss, client_score, worst_client, gap, error_used, error_average, error_optimum, bytes_up, bytes_down.
 Each curve has one number per round and begins with round 0, the untrained start; bytes are of that round alone.
 """
 
@@ -60,6 +61,8 @@ from florana.experiments.comparison.progress import (
 from florana.experiments.comparison.results import read_provenance, read_result
 from florana.experiments.comparison.table import levels, make_overall, make_rows
 from florana.experiments.comparison.value import Comparison, Task
+from florana.tasks.judging import judge_of
+from florana.tasks.metrics import Metric
 
 BASELINE = "fedit"
 """Plain averaging, which everything is compared with unless another method is named."""
@@ -97,8 +100,8 @@ def compare(
         watch: told everything that happens.
         overrides: ``section.key=value`` for all runs.
         baseline: label of the method that the others are compared with.
-        reach: accuracy whose cost in megabytes is reported; by default, on every task, 95 % of the
-            baseline's mean final accuracy.
+        reach: score whose cost in megabytes is reported; by default, on every task, 95 % of the
+            baseline's mean final score (1 / 95 % of it where lower is better).
         command: the command line, to be written beside the results.
 
     Returns:
@@ -124,6 +127,7 @@ def compare(
         overrides=overrides,
         told=mistakes.of_numbers(jobs, reach),
     )
+    mistakes.check_reach(reach, _metrics(grid))
     cells, used_jobs, threads = choose_jobs(grid.cells, jobs)
     grid = replace(grid, cells=cells)
     states = fairness.read_states(cells)
@@ -174,8 +178,9 @@ def _compare(
     """The value that the finished runs make."""
     runs = [read_result(cell) for cell in finished]
     labels = [item.label for item in grid.methods]
-    level = levels(runs, grid.tasks, grid.baseline, reach)
-    rows = make_rows(runs, grid.tasks, labels, grid.seeds, grid.baseline, level)
+    metrics = _metrics(grid)
+    level = levels(runs, metrics, grid.baseline, reach)
+    rows = make_rows(runs, metrics, labels, grid.seeds, grid.baseline, level)
     done = {run.key: provenances[run.key] for run in runs}
     any_run = next(iter(done.values()), None)
     return Comparison(
@@ -186,7 +191,7 @@ def _compare(
         seeds=grid.seeds,
         baseline=grid.baseline,
         rows=rows,
-        overall=make_overall(rows, labels),
+        overall=make_overall(rows, labels, metrics),
         runs=tuple(runs),
         failures=tuple(failures),
         versions=any_run and any_run["versions"],
@@ -194,16 +199,26 @@ def _compare(
     )
 
 
+def _metrics(grid: Grid) -> dict[str, Metric]:
+    """Task → what judges its runs."""
+    return {
+        task: judge_of(next(cell.config for cell in grid.cells if cell.key.task == task))
+        for task in grid.tasks
+    }
+
+
 def _task(
     grid: Grid, label: str, level: float | None, done: Mapping[RunKey, Mapping[str, Any]]
 ) -> Task:
     config = next(cell.config for cell in grid.cells if cell.key.task == label)
     shared = fairness.without(config.model_dump(mode="json"), fairness.free_keys(grid.methods))
+    metric = _metrics(grid)[label]
     made_of = next((p for key, p in done.items() if key.task == label), None)
     if made_of is None:
-        return Task(label, level, shared, None, None)
+        return Task(label, metric, level, shared, None, None)
     data = {key: made_of["data"][key] for key in ("name", "examples", "test_examples")}
-    return Task(label, level, shared, {**data, "labels": made_of["labels"]}, made_of["base_model"])
+    data["labels"] = made_of["labels"]
+    return Task(label, metric, level, shared, data, made_of["base_model"])
 
 
 def _make_folder(folder: Path) -> None:

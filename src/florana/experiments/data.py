@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from florana.config import NODES, DataConfig, RunConfig
+from florana.config import NODES, DataConfig, FederationConfig, RunConfig
 from florana.errors import DataError
 from florana.seeding import generator
-from florana.tasks import docstrings, tables
+from florana.tasks import catalogue, docstrings, tables
 from florana.tasks.dataset import TextDataset
-from florana.tasks.partition import ClientSplit, hold_out, partition, split_clients
+from florana.tasks.partition import ClientSplit, SizeLaw, hold_out, partition, split_clients
 
 
 def load_data(config: RunConfig) -> tuple[TextDataset, TextDataset]:
@@ -51,6 +52,38 @@ def load_test(config: RunConfig) -> TextDataset | None:
     return None if settings.test is None else _load(settings, settings.test, None, settings.labels)
 
 
+def load_second_test(config: RunConfig, labels: Sequence[str] | None) -> TextDataset | None:
+    """The test set that is told beside the first; None if there is none.
+
+    Args:
+        config: the run's.
+        labels: the classes of the training data.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    settings, source = config.data, config.data.second_test
+    if source is None:
+        return None
+    if source in catalogue.tasks() and not Path(source).exists():
+        settings, source = _of_task(settings, source)
+    return _load(settings, source, None, labels)
+
+
+def _of_task(settings: DataConfig, name: str) -> tuple[DataConfig, str]:
+    """The settings that read a known task's test set, and where it is."""
+    task = catalogue.find(name)
+    if (task.family, task.scorer) != (settings.family, settings.scorer):
+        raise DataError(
+            f"data.second_test = {name!r} is judged in another way: its family is {task.family!r}, its scorer {task.scorer!r}, "
+            f"here they are {settings.family!r} and {settings.scorer!r}"
+        )
+    said = task.settings()
+    own = {key: said.get(key) for key in ("prompt", "response", "reference", "text_pair")}
+    own |= {key: said[key] for key in ("text", "label") if key in said}
+    return settings.model_copy(update={"task": name, **own}), task.test or task.source
+
+
 def spread(config: RunConfig, data: TextDataset) -> list[ClientSplit]:
     """Which examples each client trains on, and which it keeps to test its own model.
 
@@ -65,10 +98,19 @@ def spread(config: RunConfig, data: TextDataset) -> list[ClientSplit]:
         generator(seed, "partition"),
         dirichlet_alpha=federation.dirichlet_alpha,
         labels_per_client=federation.labels_per_client,
-        min_labels=federation.min_labels,
+        min_labels=federation.min_labels if config.data.family == "classification" else 1,
         groups=data.groups,
+        sizes=_size_law(config.federation),
     )
     return split_clients(parts, config.data.local_test_fraction, generator(seed, "local test"))
+
+
+def _size_law(federation: FederationConfig) -> SizeLaw | None:
+    if federation.quantity is None:
+        return None
+    dirichlet = federation.quantity == "dirichlet"
+    spread = federation.quantity_alpha if dirichlet else federation.quantity_sigma
+    return SizeLaw(federation.quantity, spread)
 
 
 def load_own(config: RunConfig, path: str, client: int) -> tuple[TextDataset, ClientSplit]:
@@ -83,7 +125,7 @@ def load_own(config: RunConfig, path: str, client: int) -> tuple[TextDataset, Cl
         DataError: if it cannot be read, or holds too little.
     """
     settings = config.data
-    if settings.labels is None:
+    if settings.labels is None and settings.family == "classification":
         raise DataError(
             f"client {client} has data of its own, {path}; data.labels has to name the classes, so that all "
             "clients mean the same by them"
@@ -112,22 +154,48 @@ def _load(
 ) -> TextDataset:
     names = None if labels is None else list(labels)
     if source == "docstrings":
-        if group is not None:
-            raise DataError(
-                f"the docstrings have no column {group!r}; leave federation.column out, or set data.source"
-            )
-        found = docstrings.load()
-        if names is not None and list(found.label_names) != names:
-            raise DataError(
-                f"data.labels is {names}, the docstrings' labels are {list(found.label_names)}"
-            )
-        return found
-    found = tables.load(
-        expanded(source),
-        text=settings.text,
-        label=settings.label,
-        text_pair=settings.text_pair,
-        group=group,
-        label_names=names,
-    )
+        return _docstrings(group, names)
+    path = expanded(source)
+    if settings.family == "causal":
+        task = catalogue.find(settings.task) if settings.task else None
+        found = tables.load_responses(
+            path,
+            prompt=_prompt(settings, task),
+            response=settings.response or "",
+            reference=(task and task.reference_of) or settings.reference,
+            group=group,
+        )
+        return replace(found, name=source)
+    columns: dict[str, Any] = {
+        "text": settings.text,
+        "text_pair": settings.text_pair,
+        "label": settings.label,
+        "group": group,
+    }
+    if settings.family == "regression":
+        found = tables.load_values(path, **columns, value_range=settings.value_range)
+    else:
+        found = tables.load(path, **columns, label_names=names)
     return replace(found, name=source)
+
+
+def _prompt(
+    settings: DataConfig, task: catalogue.NamedTask | None
+) -> str | Callable[[catalogue.Row], str]:
+    """The configuration's template, or what the task says; nothing of plain text."""
+    if settings.prompt is None and task is not None and task.prompt_of is not None:
+        return task.prompt_of
+    return settings.prompt or ""
+
+
+def _docstrings(group: str | None, names: Sequence[str] | None) -> TextDataset:
+    if group is not None:
+        raise DataError(
+            f"the docstrings have no column {group!r}; leave federation.column out, or set data.source"
+        )
+    found = docstrings.load()
+    if names is not None and list(found.label_names) != names:
+        raise DataError(
+            f"data.labels is {names}, the docstrings' labels are {list(found.label_names)}"
+        )
+    return found

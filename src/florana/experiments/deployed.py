@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
@@ -17,8 +18,14 @@ from florana.experiments.server import ServerHalf, Watch
 from florana.experiments.setup import prepare_server
 from florana.federation.watched_grid import OnReply, WatchedGrid
 
-FREE = ("output", "device", "threads")
-"""Keys that a resumed run may change: they decide where it computes, not what."""
+FREE: dict[str, Any] = {
+    "output": True,
+    "device": True,
+    "threads": True,
+    "simulation": True,
+    "federation": {"wait_seconds", "deadline_seconds"},
+}
+"""Keys that a resumed run may change: they decide where it computes and how long it waits, not what it computes."""
 
 
 def serve(grid: Grid, config: RunConfig, resume: Path | None, watch: Watch) -> tuple[Summary, Path]:
@@ -72,11 +79,27 @@ def tell_replies(watch: Watch) -> OnReply:
 
 def _check_same_config(folder: RunFolder, config: RunConfig) -> None:
     """Refuse to go on with the checkpoint of another run."""
-    before = folder.read_config().model_dump(mode="json", exclude=set(FREE))
-    now = config.model_dump(mode="json", exclude=set(FREE))
-    for section in before:
-        if section != "simulation" and before[section] != now[section]:
-            raise RunError(
-                f"{folder.path} holds the run of another configuration: its {section} was {before[section]}, here it is "
-                f"{now[section]}; give the same configuration, or leave resume out to start anew"
-            )
+    before = _fixed(folder.read_config())
+    now = _fixed(config)
+    changed = [key for key in before if before[key] != now.get(key)]
+    if changed:
+        said = "; ".join(
+            f"{key} was {before[key]!r}, here it is {now.get(key)!r}" for key in changed
+        )
+        raise RunError(
+            f"{folder.path} holds the run of another configuration: {said}; give the same configuration, or leave "
+            "resume out to start anew"
+        )
+
+
+def _fixed(config: RunConfig) -> dict[str, Any]:
+    """What a resumed run must not change: full name of the key -> value."""
+    sections = config.model_dump(mode="json", exclude=FREE)
+    flat: dict[str, Any] = {}
+    for name, value in sections.items():
+        flat |= (
+            {f"{name}.{k}": v for k, v in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return flat

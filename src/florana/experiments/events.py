@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,33 +64,34 @@ class RoundRow:
 
     Args:
         server_round: 0 for the untrained start.
-        accuracy: of the global model on the global test set, in [0, 1].
-        loss: its cross-entropy there, in nats.
-        client_accuracy: mean over the round's clients of their own model, before aggregation, on their
+        score: of the global model on the global test set, by the metric that judges the run (``metric`` of its provenance).
+        loss: its mean loss there: in nats, of a regression the mean squared error of its targets.
+        client_score: mean over the round's clients of their own model, before aggregation, on their
             own held-out data; None in round 0, as all that follows but the bytes.
-        worst_client: the smallest of these.
+        worst_client: the worst of these.
         error_used: relative aggregation error of what was used, over all modules.
         error_average: what plain averaging would have had.
         error_optimum: the least that any pair of that rank has.
         bytes_up: bytes of all replies.
         bytes_down: bytes of all messages to clients.
+        gap: local-global gap, how much better ``client_score`` is than ``score``.
+        metrics: name -> what the global model scores by the further metrics.
+        client_metrics: likewise, mean over the clients of their own models.
     """
 
     server_round: int
-    accuracy: float
+    score: float
     loss: float
-    client_accuracy: float | None = None
+    client_score: float | None = None
     worst_client: float | None = None
     error_used: float | None = None
     error_average: float | None = None
     error_optimum: float | None = None
     bytes_up: int = 0
     bytes_down: int = 0
-
-    @property
-    def gap(self) -> float | None:
-        """Local-global gap: ``client_accuracy`` minus ``accuracy``."""
-        return None if self.client_accuracy is None else self.client_accuracy - self.accuracy
+    gap: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    client_metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,24 +100,26 @@ class Summary:
 
     Args:
         rounds: rounds done.
-        accuracy: of the final global model on the global test set.
+        score: of the final global model on the global test set.
         loss: its loss there.
-        best_round: round of the best global model, and ``best_accuracy`` its accuracy.
-        best_accuracy: see above.
+        best_round: round of the best global model, and ``best_score`` its score.
+        best_score: see above.
         best_client: the client whose own model, before the last aggregation, did best on the global test set; where
             the server cannot test it, on the client's own held-out data.
-        best_client_accuracy: its accuracy there.
+        best_client_score: its score there.
         seconds: wall time of this part of the run.
+        metrics: name -> what the final global model scores by the further metrics.
     """
 
     rounds: int
-    accuracy: float
+    score: float
     loss: float
     best_round: int
-    best_accuracy: float
+    best_score: float
     best_client: str
-    best_client_accuracy: float
+    best_client_score: float
     seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 Event = (

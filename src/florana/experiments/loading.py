@@ -10,6 +10,7 @@ from torch import nn
 from florana.errors import ModelError, RunError
 from florana.experiments.run_folder import RunFolder
 from florana.seeding import torch_seed
+from florana.training import objectives
 from florana.training.base_model import build_model, find_model
 
 
@@ -62,6 +63,5 @@ def load_base_model(run: str | os.PathLike[str]) -> nn.Module:
         raise ModelError(
             f"{source.name} has weights {source.sha256[:12]}…, the run used {expected[:12]}…"
         )
-    return build_model(
-        source, config.model, len(provenance["labels"]), torch_seed(config.seed, "head")
-    )
+    objective = objectives.build(config, len(provenance["labels"]), source)
+    return build_model(source, config.model, objective.head, torch_seed(config.seed, "head"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -10,40 +10,54 @@ from florana.adapter import ClientUpdate
 from florana.errors import FederationError
 from florana.experiments.events import RoundRow
 from florana.federation.outcome import RoundOutcome
+from florana.tasks.metrics import Metric
 from florana.training.evaluation import Score
 
 SPECTRUM = 128
 """Most singular values of a module that are written for a round."""
 
-RECEIVED = ("received-accuracy", "received-loss", "test-examples")
+RECEIVED = ("received-score", "received-loss", "test-examples")
 """What clients report of the global model that they got."""
+
+OWN, GOT = "metric:", "received-metric:"
+"""Before the name of a further metric, of a client's own model and of the one that it got."""
 
 SECONDS = "seconds"
 """A client's own wall time; goes into timings.jsonl, since metrics.jsonl has the same bits in every run."""
 
 
-def round_row(outcome: RoundOutcome) -> RoundRow:
-    """A round in numbers, but for the score of its result."""
+def round_row(outcome: RoundOutcome, metric: Metric) -> RoundRow:
+    """A round in numbers, but for the score of its result.
+
+    Args:
+        outcome: the round.
+        metric: what judges rounds.
+    """
     error = outcome.aggregate.error
-    accuracies = [outcome.metrics[u.client_id]["accuracy"] for u in outcome.updates]
+    told = [outcome.metrics[u.client_id] for u in outcome.updates]
+    scores = [m["score"] for m in told]
+    names = sorted({key for m in told for key in m if key.startswith(OWN)})
     return RoundRow(
         outcome.server_round,
         0.0,
         0.0,
-        sum(accuracies) / len(accuracies),
-        min(accuracies),
+        sum(scores) / len(scores),
+        metric.worst(scores),
         error.used if error else None,
         error.average if error else None,
         error.optimum if error else None,
         outcome.bytes_up,
         outcome.bytes_down,
+        client_metrics={
+            name.removeprefix(OWN): _mean([m[name] for m in told if name in m]) for name in names
+        },
     )
 
 
 def round_line(row: RoundRow, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A row as a line."""
     entries = asdict(row)
-    line = {"kind": "round", "round": entries.pop("server_round"), **entries, "gap": row.gap}
+    line = {"kind": "round", "round": entries.pop("server_round"), **entries}
     return {**line, **(details or {})}
 
 
@@ -53,22 +67,25 @@ def row_of(line: Mapping[str, Any]) -> RoundRow:
     return RoundRow(server_round=line["round"], **{name: line[name] for name in names})
 
 
-def scored(line: Mapping[str, Any], score: Score) -> dict[str, Any]:
+def scored(line: Mapping[str, Any], score: Score, metric: Metric) -> dict[str, Any]:
     """A line with the scores that came a round later."""
-    local = line["client_accuracy"]
-    gap = None if local is None else local - score.accuracy
-    return {**line, "accuracy": score.accuracy, "loss": score.loss, "gap": gap}
+    local = line["client_score"]
+    gap = None if local is None else metric.lead(local, score.value)
+    told = {"score": score.value, "loss": score.loss, "gap": gap, "metrics": dict(score.others)}
+    return {**line, **told}
 
 
 def client_line(outcome: RoundOutcome, update: ClientUpdate) -> dict[str, Any]:
     """A client's part of a round as a line."""
     told = outcome.metrics[update.client_id]
+    left_out = (*RECEIVED, SECONDS)
     return {
         "kind": "client",
         "round": outcome.server_round,
         "client": int(update.client_id),
         "weight": outcome.aggregate.weights[update.client_id],
-        **{key: value for key, value in told.items() if key not in (*RECEIVED, SECONDS)},
+        **{k: v for k, v in told.items() if k not in left_out and not k.startswith((OWN, GOT))},
+        "metrics": {k.removeprefix(OWN): v for k, v in told.items() if k.startswith(OWN)},
     }
 
 
@@ -91,6 +108,8 @@ def module_details(outcome: RoundOutcome) -> dict[str, Any]:
 def mean_score(told: Iterable[Mapping[str, float]]) -> Score:
     """The clients' scores of the global model, weighted by how many examples each tested it on.
 
+    For a metric that is no mean over examples, such as F1, this is the mean of the clients' own, not that of all examples.
+
     Raises:
         FederationError: if no client scored it.
     """
@@ -101,6 +120,36 @@ def mean_score(told: Iterable[Mapping[str, float]]) -> Score:
             "florana.flower_app, of the same version as the server"
         )
     total = sum(m["test-examples"] for m in scores)
-    accuracy = sum(m["test-examples"] * m["received-accuracy"] for m in scores) / total
-    loss = sum(m["test-examples"] * m["received-loss"] for m in scores) / total
-    return Score(accuracy, loss, int(total))
+
+    def mean(key: str) -> float:
+        return sum(m["test-examples"] * m[key] for m in scores) / total
+
+    names = [key for key in scores[0] if key.startswith(GOT) and all(key in m for m in scores)]
+    others = {key.removeprefix(GOT): mean(key) for key in sorted(names)}
+    return Score(mean("received-score"), mean("received-loss"), int(total), others)
+
+
+def mean_of(scores: Sequence[Score]) -> Score:
+    """The plain mean of several models' scores on the same examples."""
+    return Score(
+        _mean([score.value for score in scores]),
+        _mean([score.loss for score in scores]),
+        scores[0].examples,
+        {name: _mean([s.others[name] for s in scores]) for name in scores[0].others},
+    )
+
+
+def own_score(score: Score) -> dict[str, float]:
+    """A client's score of its own model, as it is sent."""
+    others = {OWN + name: value for name, value in score.others.items()}
+    return {"score": score.value, "loss": score.loss, **others}
+
+
+def received_score(score: Score) -> dict[str, float]:
+    """A client's score of a model that came, as it is sent."""
+    told = dict(zip(RECEIVED, (score.value, score.loss, float(score.examples)), strict=True))
+    return {**told, **{GOT + name: value for name, value in score.others.items()}}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

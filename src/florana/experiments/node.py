@@ -23,9 +23,11 @@ from florana.experiments.node_cache import cached, key_of
 from florana.federation.client_app import LocalResult, answer_evaluate, answer_train
 from florana.federation.client_store import ClientStore
 from florana.federation.records import Held
+from florana.tasks.dataset import TextDataset
 from florana.tasks.partition import ClientSplit
+from florana.training import objectives
 from florana.training.base_model import MINILM, ModelSource, find_model, load_tokenizer
-from florana.training.examples import Examples, tokenize
+from florana.training.examples import Examples
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,9 @@ def open_node(config: RunConfig, node_config: Mapping[str, Any]) -> Node:
 @lru_cache(maxsize=1)
 def _work(config_json: str, source: ModelSource, labels: int) -> ClientWork:
     config = RunConfig.model_validate_json(config_json)
-    return ClientWork(config, build_lora_model(config, source, labels), config.training)
+    objective = objectives.build(config, labels, source)
+    model = build_lora_model(config, source, objective.head)
+    return ClientWork(config, model, objective, config.training)
 
 
 @lru_cache(maxsize=1)
@@ -150,8 +154,13 @@ def _common(config_json: str, source: ModelSource) -> tuple[Examples, list[Clien
     """The examples that all clients have parts of, the parts, and the number of classes."""
     config = RunConfig.model_validate_json(config_json)
     data, _ = load_data(config)
-    examples = tokenize(data, load_tokenizer(source), config.model.max_length)
+    examples = _examples(config, source, data)
     return examples, spread(config, data), len(data.label_names)
+
+
+def _examples(config: RunConfig, source: ModelSource, data: TextDataset) -> Examples:
+    objective = objectives.build(config, len(data.label_names), source)
+    return objective.tokenize(data, load_tokenizer(source), config.model.max_length)
 
 
 def _find(config: RunConfig, folder: str | None) -> ModelSource:
@@ -168,7 +177,7 @@ def _tokenised(
     client = settings.partition
     if settings.data is not None:
         data, split = load_own(config, settings.data, client)
-        examples = tokenize(data, load_tokenizer(source), config.model.max_length)
+        examples = _examples(config, source, data)
         labels = len(data.label_names)
     elif config.data.source == NODES:
         raise DataError(

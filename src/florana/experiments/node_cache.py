@@ -23,7 +23,15 @@ from florana.experiments.data import expanded
 from florana.training.base_model import ModelSource
 from florana.training.examples import Examples
 
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "special_tokens*",
+    "added_tokens*",
+    "chat_template*",
+    "*.model",
+)
 
 
 def cached(
@@ -119,6 +127,11 @@ def _encode(data: ClientData, labels: int) -> bytes:
         tensors[f"{part}.labels"] = examples.labels.contiguous()
         if examples.segments:
             tensors[f"{part}.segments"] = torch.cat(examples.segments)
+        if examples.prompts is not None:
+            tensors[f"{part}.prompts"] = examples.prompts.contiguous()
+        if examples.references is not None:
+            text = json.dumps(examples.references).encode()
+            tensors[f"{part}.references"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return save(tensors, metadata={"pad_id": str(data.train.pad_id), "labels": str(labels)})
 
 
@@ -131,12 +144,18 @@ def _read(path: Path) -> tuple[ClientData, int]:
     for part in ("train", "test"):
         lengths = tensors[f"{part}.lengths"].tolist()
         segments = tensors.get(f"{part}.segments")
+        said_references = tensors.get(f"{part}.references")
+        references = None
+        if said_references is not None:
+            references = tuple(json.loads(said_references.numpy().tobytes()))
         parts.append(
             Examples(
                 torch.split(tensors[f"{part}.ids"], lengths),
                 tensors[f"{part}.labels"],
                 pad_id,
                 None if segments is None else torch.split(segments, lengths),
+                tensors.get(f"{part}.prompts"),
+                references,
             )
         )
     return ClientData(*parts), labels

@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from florana.adapter import Plan
-from florana.config import RunConfig
+from florana.config import RunConfig, sampled_clients
 from florana.errors import RunError
+from florana.experiments.at_once import AtOnce
 from florana.experiments.checkpoint import Checkpoint
 from florana.experiments.events import ClientStarted, Summary
 from florana.experiments.run_folder import RunFolder, free_folder, refuse_used
 from florana.experiments.server import ServerHalf, Watch
 from florana.experiments.setup import Experiment, ServerSide, prepare, prepare_server
-from florana.federation.client_app import LocalResult, build_client_app
+from florana.federation.client_app import LocalResult, Task, build_client_app
 from florana.federation.local_grid import LocalGrid
 from florana.federation.records import Held
+from florana.training.together import choose
+
+AT_ONCE = "clients_at_once"
+"""Entry of the provenance's machine: how many clients are trained at once. A resumed run does not measure it again."""
 
 
 def start(config: RunConfig, watch: Watch) -> Summary:
@@ -32,6 +37,8 @@ def start(config: RunConfig, watch: Watch) -> Summary:
     if config.output is not None:
         refuse_used(Path(config.output))  # before a minute of set-up, not after it
     prepared = _prepare(config)
+    if isinstance(prepared, Experiment):
+        prepared.provenance["machine"][AT_ONCE] = _clients_at_once(prepared)
     folder = new_folder(config, prepared.provenance)
     with folder.held():
         return _finish(prepared, folder, Checkpoint(prepared.first), watch)
@@ -47,8 +54,9 @@ def resume(path: Path, watch: Watch) -> Summary:
     config, summary = folder.read_config(), finished(folder)
     if summary is not None:
         return summary
-    threads = folder.read_provenance()["machine"]["threads"]
-    prepared = _prepare(config.model_copy(update={"threads": threads}))
+    before = folder.read_provenance()["machine"]
+    prepared = _prepare(config.model_copy(update={"threads": before["threads"]}))
+    prepared.provenance["machine"][AT_ONCE] = before.get(AT_ONCE, 1)
     with folder.held():
         return _finish(prepared, folder, reopen(folder, config, prepared), watch)
 
@@ -91,6 +99,19 @@ def _prepare(config: RunConfig) -> Experiment | ServerSide:
     return prepare(config) if config.federation.engine == "local" else prepare_server(config)
 
 
+def _clients_at_once(experiment: Experiment) -> int:
+    """As configured, or as many as the fastest of a few short trainings; no more than a round has."""
+    wanted, most = experiment.config.federation.clients_at_once, _in_a_round(experiment)
+    if wanted != "auto":
+        return min(wanted, most)
+    examples = [client.train for client in experiment.clients[:most]]
+    return choose(experiment.model, examples, experiment.objective, experiment.training)
+
+
+def _in_a_round(experiment: Experiment) -> int:
+    return min(len(experiment.clients), sampled_clients(experiment.config.federation))
+
+
 def _finish(
     prepared: Experiment | ServerSide, folder: RunFolder, checkpoint: Checkpoint, watch: Watch
 ) -> Summary:
@@ -105,7 +126,7 @@ def _finish(
 def _finish_here(
     experiment: Experiment, folder: RunFolder, checkpoint: Checkpoint, watch: Watch
 ) -> Summary:
-    """Clients in this process, one after the other, on the server's own model."""
+    """Clients in this process, one after the other or in groups, on the server's own model."""
     work, seconds = experiment.work, 0.0
 
     def train_client(start: Held, plan: Plan, server_round: int, client: int) -> LocalResult:
@@ -116,9 +137,18 @@ def _finish_here(
         seconds += time.perf_counter() - began
         return result
 
+    def spend(time_taken: float) -> None:
+        nonlocal seconds
+        seconds += time_taken
+
+    def train_task(task: Task) -> LocalResult:
+        return train_client(task.start, task.plan, task.server_round, task.partition)
+
+    size = experiment.provenance["machine"][AT_ONCE]
+    group = AtOnce(experiment, size, watch, train_task, spend) if size > 1 else None
     count = len(experiment.clients)
     app = build_client_app(experiment.model.initial, train_client)
-    grid = LocalGrid(app, count, states=checkpoint.clients)
+    grid = LocalGrid(app, count, states=checkpoint.clients, group=group)
     half = ServerHalf(
         experiment.server,
         folder,

@@ -30,6 +30,7 @@ from florana.experiments.events import (
 from florana.experiments.metrics import (
     SECONDS,
     client_line,
+    mean_of,
     mean_score,
     module_details,
     round_line,
@@ -43,7 +44,7 @@ from florana.federation.client_app import own_model
 from florana.federation.outcome import RoundOutcome
 from florana.federation.records import Held
 from florana.federation.strategy import LoraStrategy
-from florana.training.evaluation import Score, evaluate
+from florana.training.evaluation import Score
 
 Watch = Callable[[Event], None]
 
@@ -74,6 +75,7 @@ class ServerHalf:
         self._side, self._folder, self._watch = side, folder, watch
         self._config, self._model = side.config, side.model
         self._local, self._states, self._trained = clients, states, trained
+        self._objective, self._metric = side.objective, side.objective.metrics[0]
         self._rounds = self._config.federation.rounds
         plan = plan_of(build(self._config.method.name, self._config.method.options), 1)
         self._clients_score = side.test is None or bool(plan.home and not clients)
@@ -89,6 +91,8 @@ class ServerHalf:
         self._trained_before = self._trained()
         self._done = checkpoint
         rounds_done = checkpoint.state.server_round
+        for note in self._side.notes:
+            self._watch(Note(note))
         self._watch(Prepared(self._side.provenance, self._folder.path, rounds_done))
         if not checkpoint.metrics_size and checkpoint.unscored is None:
             self._write_round_0()
@@ -131,7 +135,7 @@ class ServerHalf:
             self._strategy.start(grid, self._strategy.initial_arrays(), left, train_config=told)
         if self._done.unscored is not None:
             score = mean_score(self._strategy.score_clients(grid, told).values())
-            line = scored(self._done.unscored, score)
+            line = scored(self._done.unscored, score, self._metric)
             self._commit([line], replace(self._done, unscored=None), line, self._done.state)
 
     def _told(self) -> ConfigRecord:
@@ -157,7 +161,7 @@ class ServerHalf:
             self._save(Checkpoint(state, metrics_size=size, unscored=line))
         else:
             score = self._score(Held(state.adapter, state.residual))
-            line = round_line(RoundRow(0, score.accuracy, score.loss))
+            line = scored(round_line(RoundRow(0, 0.0, 0.0)), score, self._metric)
             self._commit([line], Checkpoint(state), line, state)
         self._note_time("evaluation")
         self._folder.append_timing(0, {"training": 0.0, **self._seconds})
@@ -167,7 +171,9 @@ class ServerHalf:
     def _finish_round(self, outcome: RoundOutcome) -> None:
         """Evaluate, write metrics, then the checkpoint that makes the round count."""
         self._note_training(outcome)
-        row = round_row(outcome)  # reads the error report, which is made when it is first read
+        row = round_row(
+            outcome, self._metric
+        )  # reads the error report, which is made when it is first read
         self._note_time("error_report")
         score = None if self._clients_score else self._score_all(outcome)
         self._note_time("evaluation")
@@ -182,10 +188,11 @@ class ServerHalf:
             strategy=self._strategy.memory,
         )
         if score is not None:
-            line = scored(line, score)
+            line = scored(line, score, self._metric)
             self._commit([*clients, line], after, line, outcome.state)
         elif self._done.unscored is not None:
-            earlier = scored(self._done.unscored, mean_score(outcome.metrics.values()))
+            told = mean_score(outcome.metrics.values())
+            earlier = scored(self._done.unscored, told, self._metric)
             self._commit(
                 [earlier, *clients], replace(after, unscored=line), earlier, outcome.before
             )
@@ -211,11 +218,10 @@ class ServerHalf:
         """
         size = self._folder.append_metrics(lines, after=self._done.metrics_size)
         checkpoint = replace(checkpoint, metrics_size=size)
-        if judged["accuracy"] > self._done.best_accuracy:
+        best = self._done.best_score
+        if best is None or self._metric.better(judged["score"], best):
             self._folder.write_adapter("best", self._export(state))
-            checkpoint = replace(
-                checkpoint, best_round=judged["round"], best_accuracy=judged["accuracy"]
-            )
+            checkpoint = replace(checkpoint, best_round=judged["round"], best_score=judged["score"])
         self._save(checkpoint)
         self._watch(row_of(judged))
 
@@ -227,7 +233,13 @@ class ServerHalf:
         """A model on the global test set."""
         assert self._side.test is not None
         self._model.load(held.adapter, held.residual)
-        return evaluate(self._model, self._side.test, bf16=self._config.training.bf16)
+        bf16 = self._config.training.bf16
+        score = self._objective.evaluate(self._model, self._side.test, bf16=bf16)
+        if self._side.second_test is None:
+            return score
+        second = self._objective.evaluate(self._model, self._side.second_test, bf16=bf16)
+        told = {f"{self._metric.name} (second test)": second.value}
+        return score._replace(others={**score.others, **told})
 
     def _score_all(self, outcome: RoundOutcome) -> Score:
         """The global model; of a method that keeps parts at home, the mean over every client's own."""
@@ -236,11 +248,7 @@ class ServerHalf:
         if outcome.plan.home:
             models = list(self._own_models(shared).values())
         scores = [self._score(held) for held in models]
-        return Score(
-            sum(score.accuracy for score in scores) / len(scores),
-            sum(score.loss for score in scores) / len(scores),
-            scores[0].examples,
-        )
+        return mean_of(scores)
 
     def _own_models(self, shared: Held) -> dict[int, Held]:
         states, initial = self._states(), self._model.initial
@@ -272,7 +280,7 @@ class ServerHalf:
             states = self._states()
             if client in states:
                 own = own_model(own, states[client], self._model.initial)
-            line["global_accuracy"] = self._score(own).accuracy
+            line["global_score"] = self._score(own).value
         return line
 
     def _write_summary(self) -> Summary:
@@ -285,19 +293,20 @@ class ServerHalf:
                 self._folder.write_adapter(f"clients/{client}", whole)
         lines = list(self._folder.read_metrics())
         last = [line for line in lines if line["kind"] == "round"][-1]
-        key = "accuracy" if self._clients_score else "global_accuracy"
+        key = "score" if self._clients_score else "global_score"
         best = max(
             (line for line in lines if line["kind"] == "client" and key in line),
-            key=lambda line: (line["round"], line[key]),
+            key=lambda line: (line["round"], self._metric.lead(line[key], 0.0)),
         )
         fields = {
             "rounds": self._rounds,
-            "accuracy": last["accuracy"],
+            "score": last["score"],
             "loss": last["loss"],
             "best_round": self._done.best_round,
-            "best_accuracy": self._done.best_accuracy,
+            "best_score": self._done.best_score,
             "best_client": f"client {best['client']}",
-            "best_client_accuracy": best[key],
+            "best_client_score": best[key],
+            "metrics": last["metrics"],
         }
         self._folder.write_summary(fields)
         summary = Summary(**fields, seconds=time.perf_counter() - self._started)

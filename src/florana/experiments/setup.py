@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,15 @@ from florana.aggregators import GlobalState, build, first_state, plan_of
 from florana.config import NODES, RunConfig, TrainingConfig, sampled_clients
 from florana.errors import ConfigError
 from florana.experiments.client import ClientData, ClientWork, build_lora_model, choose_device
-from florana.experiments.data import load_data, load_test, spread
+from florana.experiments.data import load_data, load_second_test, load_test, spread
+from florana.seeding import generator
 from florana.tasks.dataset import TextDataset
 from florana.tasks.partition import ClientSplit
+from florana.training import objectives
 from florana.training.base_model import ModelSource, find_model, load_tokenizer
-from florana.training.examples import Examples, tokenize
+from florana.training.examples import Examples
 from florana.training.lora_model import LoraModel
+from florana.training.objectives import Objective
 
 RECORDED = (
     "florana",
@@ -43,18 +46,24 @@ class ServerSide:
     Args:
         config: the resolved configuration.
         model: the base model with LoRA, holding the first adapter.
+        objective: what is trained for, and how it is scored.
         first: the server's state before the first round.
         test: the global test set, which no client sees; None where the server has no data.
+        second_test: another, whose scores are told and judge nothing.
         sizes: every client's number of training examples, where the server knows them.
         provenance: what the run was made of, to be kept beside its results.
+        notes: what people should know before training starts.
     """
 
     config: RunConfig
     model: LoraModel
+    objective: Objective
     first: GlobalState
     test: Examples | None
+    second_test: Examples | None
     sizes: tuple[int, ...]
     provenance: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,6 +91,11 @@ class Experiment:
         return self.server.model
 
     @property
+    def objective(self) -> Objective:
+        """What is trained for."""
+        return self.server.objective
+
+    @property
     def first(self) -> GlobalState:
         """The server's state before the first round."""
         return self.server.first
@@ -107,14 +121,15 @@ def prepare(config: RunConfig) -> Experiment:
     """Load data and model and spread the data over the clients of this process.
 
     Raises:
-        DataError, ModelError: if something cannot be had or does not fit.
+        ConfigError, DataError, ModelError: if something cannot be had or does not fit.
     """
-    _set_threads(config)
+    _set_up_machine(config)
     data, test = load_data(config)
     splits = spread(config, data)
     source = find_model(config.model.name)
     tokenizer = load_tokenizer(source)
-    examples = tokenize(data, tokenizer, config.model.max_length)
+    objective = objectives.build(config, len(data.label_names), source)
+    examples = objective.tokenize(data, tokenizer, config.model.max_length)
     clients = tuple(ClientData(examples.take(s.train), examples.take(s.test)) for s in splits)
     training = config.training
     pooled = plan_of(build(config.method.name, config.method.options), 1).pooled
@@ -124,26 +139,30 @@ def prepare(config: RunConfig) -> Experiment:
         clients = (ClientData(examples.take(everyone), examples.take(held_out)),)
         accumulation = training.accumulation * sampled_clients(config.federation)
         training = training.model_copy(update={"accumulation": accumulation})
-    model = build_lora_model(config, source, len(data.label_names))
+    model = build_lora_model(config, source, objective.head)
+    tests = _tests(config, source, objective, test, data.label_names)
     server = ServerSide(
         config,
         model,
+        objective,
         _first(config, model),
-        tokenize(test, tokenizer, config.model.max_length),
+        tests.first,
+        tests.second,
         tuple(len(client.train) for client in clients),
-        _provenance(config, source, data, test, splits),
+        _provenance(config, source, objective, data, test, splits),
+        (*examples.notes, *tests.notes),
     )
-    return Experiment(server, ClientWork(config, model, training), clients)
+    return Experiment(server, ClientWork(config, model, objective, training), clients)
 
 
 def prepare_server(config: RunConfig) -> ServerSide:
     """What the server needs where clients are in other processes; only the test set is tokenised.
 
     Raises:
-        ConfigError: if the method needs all clients in one place.
+        ConfigError: if the method needs all clients in one place, or the device is not here.
         DataError, ModelError: if something cannot be had or does not fit.
     """
-    _set_threads(config)
+    _set_up_machine(config)
     if plan_of(build(config.method.name, config.method.options), 1).pooled:
         raise ConfigError(
             f"{config.method.name} has all clients' data in one place; leave federation.engine at 'local'"
@@ -157,16 +176,55 @@ def prepare_server(config: RunConfig) -> ServerSide:
         data, test = load_data(config)
         splits, labels = spread(config, data), data.label_names
     source = find_model(config.model.name)
-    model = build_lora_model(config, source, len(labels))
-    examples: Examples | None = None
-    if test is not None:
-        examples = tokenize(test, load_tokenizer(source), config.model.max_length)
-    provenance = _provenance(config, source, data, test, splits)
-    sizes = tuple(len(s.train) for s in splits)
-    return ServerSide(config, model, _first(config, model), examples, sizes, provenance)
+    objective = objectives.build(config, len(labels), source)
+    model = build_lora_model(config, source, objective.head)
+    tests = _tests(config, source, objective, test, labels)
+    return ServerSide(
+        config,
+        model,
+        objective,
+        _first(config, model),
+        tests.first,
+        tests.second,
+        tuple(len(s.train) for s in splits),
+        _provenance(config, source, objective, data, test, splits),
+        tests.notes,
+    )
 
 
-def _set_threads(config: RunConfig) -> None:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tests:
+    """The server's test sets, tokenised."""
+
+    first: Examples | None
+    second: Examples | None
+    notes: tuple[str, ...]
+
+
+def _tests(
+    config: RunConfig,
+    source: ModelSource,
+    objective: Objective,
+    test: TextDataset | None,
+    labels: Sequence[str],
+) -> _Tests:
+    """What the server tests on: the parts of its test sets that ``evaluation.max_examples`` allows."""
+    tokenizer = load_tokenizer(source)
+    made: list[Examples | None] = []
+    for number, data in enumerate((test, load_second_test(config, labels))):
+        rng = generator(config.seed, "evaluated", number)
+        chosen = None if data is None else data.head(config.evaluation.max_examples, rng)
+        made.append(
+            None
+            if chosen is None
+            else objective.tokenize(chosen, tokenizer, config.model.max_length)
+        )
+    first, second = made
+    return _Tests(first, second, tuple(n for e in made if e is not None for n in e.notes))
+
+
+def _set_up_machine(config: RunConfig) -> None:
+    choose_device(config)  # refuses a device that is not here before anything is loaded
     if config.threads is not None:
         torch.set_num_threads(config.threads)
 
@@ -179,6 +237,7 @@ def _first(config: RunConfig, model: LoraModel) -> GlobalState:
 def _provenance(
     config: RunConfig,
     source: ModelSource,
+    objective: Objective,
     data: TextDataset | None,
     test: TextDataset | None,
     splits: Sequence[ClientSplit],
@@ -207,6 +266,9 @@ def _provenance(
             "test_examples": len(test) if test else 0,
             "test_fingerprint": test.fingerprint if test else "",
         },
+        "metric": asdict(objective.metrics[0]),
+        "metrics": [metric.name for metric in objective.metrics],
         "labels": labels,
         "partition": [row.tolist() for row in counts],
+        "held_out": [len(s.test) for s in splits],
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,8 @@ TrainClient = Callable[[Held, Plan, int, int], LocalResult]
 
 ScoreClient = Callable[[Held, int], Mapping[str, float]]
 """(a model, partition) -> what it scores on the client's own held-out data."""
+
+NO_SCORES: Mapping[str, float] = MappingProxyType({})
 
 
 def build_client_app(
@@ -105,6 +108,46 @@ def answer_train(
     Raises:
         AdapterError: if the message does not fit what is held here.
     """
+    task = receive(content, state, partition, template)
+    asked = score_client is not None and content.config_records["config"].get("score")
+    received = score_client(task.start, partition) if score_client and asked else {}
+    result = train_client(task.start, task.plan, task.server_round, partition)
+    return reply(task, result, state, received)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What a client is asked for in a round.
+
+    Args:
+        start: where training starts: the global model, with what is kept at home in its place.
+        plan: what is trained and sent.
+        server_round: the round.
+        partition: which client this is.
+        came: the global model as it came.
+        codec: the number format that the server asks for.
+    """
+
+    start: Held
+    plan: Plan
+    server_round: int
+    partition: int
+    came: Held
+    codec: Codec
+
+
+def receive(content: RecordDict, state: RecordDict, partition: int, template: Adapter) -> Task:
+    """The first half of a client's part of a round: read the message, and keep what it says to keep.
+
+    Args:
+        content: the server's message.
+        state: what this client kept; what it has to keep now is written into it.
+        partition: which client this is.
+        template: an adapter of the shape that this federation trains.
+
+    Raises:
+        AdapterError: if the message does not fit what is held here.
+    """
     config = content.config_records["config"]
     plan, server_round = read_plan(config), _round_of(config)
     came = _receive(content, state, template)
@@ -112,20 +155,35 @@ def answer_train(
         _remember(state, HELD, pack(came.adapter, came.residual))
         state[HELD_ROUND] = ConfigRecord({"round": server_round - 1})
     start = own_model(came, state, template)
-    received = score_client(start, partition) if score_client and config.get("score") else {}
-    result = train_client(start, plan, server_round, partition)
-    if plan.home:
-        _remember(state, HOME, pack(result.adapter, parts=plan.home))
-    reply = _reply(result.adapter, came.adapter, plan, _read_codec(config), state)
-    reply["metrics"] = MetricRecord(
+    return Task(start, plan, server_round, partition, came, _read_codec(config))
+
+
+def reply(
+    task: Task,
+    result: LocalResult,
+    state: RecordDict,
+    received: Mapping[str, float] = NO_SCORES,
+) -> RecordDict:
+    """The second half: keep what stays at home, and send back what the plan says.
+
+    Args:
+        task: what was asked for.
+        result: what training made of it.
+        state: what this client kept; what it has to keep now is written into it.
+        received: what the received model scored here, where that was asked for.
+    """
+    if task.plan.home:
+        _remember(state, HOME, pack(result.adapter, parts=task.plan.home))
+    content = _reply(result.adapter, task.came.adapter, task.plan, task.codec, state)
+    content["metrics"] = MetricRecord(
         {
             "num-examples": result.num_examples,
-            "partition-id": partition,
+            "partition-id": task.partition,
             **result.metrics,
             **received,
         }
     )
-    return reply
+    return content
 
 
 def answer_evaluate(

@@ -24,7 +24,7 @@ class Cast:
     Args:
         looks: of the methods that stand out, the baseline first, then the others from the best on.
         names: every method's name in figures, no two alike.
-        ranks: every method's place in the order of mean accuracy, from 1.
+        ranks: every method's place in the order of mean scores, from 1.
         back_to_front: every method, those that stand out last, so that they are drawn on top.
         told: who stands out, in a sentence, empty if all do.
     """
@@ -37,14 +37,14 @@ class Cast:
 
 
 def cast_of(record: ComparisonRecord) -> Cast:
-    """The baseline and the four methods of the highest mean accuracy stand out, the others are grey."""
+    """The baseline and the four methods of the best mean score stand out, the others are grey."""
     baseline, order = record.result.baseline, record.order
     best = [label for label in order if label != baseline][: len(LOOKS)]
     looks = {baseline: BASELINE, **dict(zip(best, LOOKS, strict=False))}
     others = [label for label in order if label not in looks]
     told = (
-        f"In colour: {plain(baseline)}, the baseline, and the {len(best)} methods of the highest mean "
-        f"accuracy over the tasks; grey: the {len(others)} others."
+        f"In colour: {plain(baseline)}, the baseline, and the {len(best)} methods of the best mean "
+        f"{record.score_name} over the tasks; grey: the {len(others)} others."
     )
     return Cast(
         looks,

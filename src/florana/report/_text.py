@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from florana.tasks.metrics import Metric
+
 NONE = "–"
 """Stands where there is no value."""
 
@@ -52,14 +54,49 @@ def number(value: float | None, digits: int = 3) -> str:
     return NONE if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
-def points(difference: float | None, digits: int = 1) -> str:
-    """A difference of two shares in percentage points, with its sign.
+def points(difference: float | None, digits: int = 1, scale: float = 100.0) -> str:
+    """A difference of two shares in percentage points, with its sign; of other scores with another scale.
 
     Example:
-        >>> points(0.208), points(-0.01)
-        ('+20.8', '−1.0')
+        >>> points(0.208), points(-0.01), points(-1.25, scale=1)
+        ('+20.8', '−1.0', '−1.2')
     """
-    return NONE if difference is None else f"{100 * difference:+.{digits}f}".replace("-", "−")
+    return NONE if difference is None else f"{scale * difference:+.{digits}f}".replace("-", "−")
+
+
+def score(value: float | None, metric: Metric) -> str:
+    """A score under its name.
+
+    Example:
+        >>> from florana.tasks.metrics import METRICS
+        >>> score(0.652, METRICS["accuracy"]), score(14.21, METRICS["perplexity"])
+        ('accuracy 65.2 %', 'perplexity 14.2')
+    """
+    told = NONE if value is None else metric.text(value).replace("-", "−")
+    return f"{metric.label} {told}"
+
+
+def axis(metric: Metric) -> str:
+    """What an axis of scores is called.
+
+    Example:
+        >>> from florana.tasks.metrics import METRICS
+        >>> axis(METRICS["accuracy"]), axis(METRICS["perplexity"])
+        ('accuracy (share)', 'perplexity, lower is better')
+    """
+    if not metric.higher_is_better:
+        return f"{metric.label}, lower is better"
+    return f"{metric.label} (share)" if metric.percent else metric.label
+
+
+def capital(text: str) -> str:
+    """A text that begins a sentence.
+
+    Example:
+        >>> capital("accuracy by round"), capital("F1 by round")
+        ('Accuracy by round', 'F1 by round')
+    """
+    return text[:1].upper() + text[1:]
 
 
 def megabytes(size: float) -> str:

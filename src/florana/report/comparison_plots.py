@@ -1,4 +1,4 @@
-"""Curves of a comparison: accuracy by round and by traffic, a panel per task or per method."""
+"""Curves of a comparison: score by round and by traffic, a panel per task or per method."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from florana.report._style import (
     log_axis,
     whole_numbers,
 )
-from florana.report._text import number, plain, points
+from florana.report._text import axis, capital, number, plain, points
 from florana.report.comparison_records import ComparisonRecord, RunLine
+from florana.tasks.metrics import Metric
 
 OTHERS: Final = "other methods"
 """Name of the grey curves in a legend."""
@@ -35,7 +36,7 @@ SMALL: Final = 0.95
 """Height of a method's panel, in inches."""
 
 Track = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""x of a method's points, and its accuracy by seed and point."""
+"""x of a method's points, and its score by seed and point."""
 
 
 def side_by_side(tasks: int) -> tuple[int] | tuple[int, int]:
@@ -45,23 +46,23 @@ def side_by_side(tasks: int) -> tuple[int] | tuple[int, int]:
     return (3 if tasks in (3, 5, 6) or tasks > 8 else 2, 1)
 
 
-def accuracy(record: ComparisonRecord) -> Plot:
-    """Accuracy of the global model by round: a panel per task."""
+def score(record: ComparisonRecord) -> Plot:
+    """Score of the global model by round: a panel per task."""
     cast = cast_of(record)
     return Plot(
-        "accuracy",
-        "Accuracy by round",
+        "score",
+        f"{capital(record.score_name)} by round",
         "Of the global model, on text that no client saw: mean over seeds, band from the lowest to the highest "
         f"seed. Without the first third of the rounds, so that the others can be told apart. {cast.told}",
-        f"Line charts of accuracy by round, one per task. {_told(record)}",
+        f"Line charts of {record.score_name} by round, one per task. {_told(record)}",
         lambda panels: _by_task(record, cast, panels, _by_round, "round"),
         side_by_side(len(record.result.tasks)),
     )
 
 
 def traffic(record: ComparisonRecord) -> Plot | Missing:
-    """Accuracy against the megabytes sent so far, a panel per task."""
-    title = "Accuracy by traffic"
+    """Score against the megabytes sent so far, a panel per task."""
+    title = f"{capital(record.score_name)} by traffic"
     sent = {r.method: 0 for r in record.runs}
     for run in record.runs:
         sent[run.method] += sum(run.curves.bytes_up) + sum(run.curves.bytes_down)
@@ -76,7 +77,7 @@ def traffic(record: ComparisonRecord) -> Plot | Missing:
         "ends."
         + (f" Not drawn, since nothing is sent: {', '.join(silent)}." if silent else "")
         + f" {cast.told}",
-        f"Line charts of accuracy by megabytes sent, one per task. {_told(record)}",
+        f"Line charts of {record.score_name} by megabytes sent, one per task. {_told(record)}",
         lambda panels: _by_task(record, cast, panels, _by_megabytes, "sent so far (MB)"),
         side_by_side(len(record.result.tasks)),
     )
@@ -89,8 +90,9 @@ def gains(record: ComparisonRecord, task: str) -> Plot | Missing:
         f"Difference by round, {plain(task)}",
         [t.label for t in record.result.tasks].index(task),
     )
+    metric = record.metric(task)
     found = {
-        method: _difference(record.of(task, method), record.of(task, baseline))
+        method: _difference(record.of(task, method), record.of(task, baseline), metric)
         for method in record.order
         if method != baseline
     }
@@ -100,15 +102,14 @@ def gains(record: ComparisonRecord, task: str) -> Plot | Missing:
     return Plot(
         f"gains-{at + 1}",
         title,
-        f"Accuracy minus that of {plain(baseline)} in the same round, paired by seed, in percentage points: mean, band "
+        f"How much better {metric.label} is than that of {plain(baseline)} in the same round, paired by seed, in "
+        f"{'percentage points' if metric.points != 1 else 'its own unit'}: mean, band "
         "from the lowest to the highest seed, and the mean after the last round as a number; grey: the other "
-        "methods. Ordered by mean accuracy over all tasks.",
+        f"methods. Ordered by mean {record.score_name} over all tasks.",
         f"{len(tracks)} small line charts, one per method. After the last round: "
-        + ", ".join(
-            f"{plain(m)} {points(float(t[1][:, -1].mean()) / 100)}" for m, t in tracks.items()
-        )
-        + " points.",
-        lambda panels: _draw_gains(tracks, cast, panels),
+        + ", ".join(f"{plain(m)} {_final(t, metric)}" for m, t in tracks.items())
+        + (" points." if metric.points != 1 else "."),
+        lambda panels: _draw_gains(tracks, cast, panels, metric),
         (5, 2),
     )
 
@@ -142,7 +143,7 @@ def _by_task(
                 [track(record.of(task.label, m)) for m in record.order if record.of(task.label, m)],
             )
     for axes in grid[:, 0]:
-        axes.set_ylabel("accuracy (share correct)")
+        axes.set_ylabel(_axis(record))
     legend_above(figure, grid.flat, [*(cast.names[m] for m in cast.looks), OTHERS])
     return figure
 
@@ -162,7 +163,7 @@ def _leave_out_start(axes: Axes, tracks: Sequence[Track]) -> None:
         )
 
 
-def _draw_gains(tracks: Mapping[str, Track], cast: Cast, panels: int) -> Figure:
+def _draw_gains(tracks: Mapping[str, Track], cast: Cast, panels: int, metric: Metric) -> Figure:
     width, panels = (FULL if panels > 2 else COLUMN), min(panels, len(tracks))
     rows = -(-len(tracks) // panels)
     figure = Figure(figsize=(width, SMALL * rows + 0.4))
@@ -176,13 +177,21 @@ def _draw_gains(tracks: Mapping[str, Track], cast: Cast, panels: int) -> Figure:
         axes.set_title(
             plain(cast.names[method], int((width / panels - 0.12) / 0.069)), fontsize=7, pad=2
         )
-        final = points(float(tracks[method][1][:, -1].mean()) / 100)
+        final = _final(tracks[method], metric)
         axes.text(0.97, 0.05, final, transform=axes.transAxes, ha="right", fontsize=7, color=INK)
         axes.tick_params(labelbottom=at + panels >= len(tracks))
     whole_numbers(grid[0][0])
     figure.supxlabel("round", fontsize=8, color=INK)
-    figure.supylabel("difference (points)", fontsize=8, color=INK)
+    figure.supylabel(
+        "difference (points)" if metric.points != 1 else "difference", fontsize=8, color=INK
+    )
     return figure
+
+
+def _final(track: Track, metric: Metric) -> str:
+    """The mean difference after the last round."""
+    digits = 1 if metric.points != 1 else 3
+    return points(float(track[1][:, -1].mean()), digits, scale=1)
 
 
 def _draw(axes: Axes, track: Track, look: Look | None, name: str) -> None:
@@ -207,7 +216,7 @@ def _draw_behind(axes: Axes, tracks: Sequence[Track]) -> None:
 
 
 def _by_round(runs: Sequence[RunLine]) -> Track:
-    return np.array(runs[0].curves.round, dtype=np.float64), _accuracies(runs)
+    return np.array(runs[0].curves.round, dtype=np.float64), _scores(runs)
 
 
 def _by_megabytes(runs: Sequence[RunLine]) -> Track:
@@ -217,30 +226,40 @@ def _by_megabytes(runs: Sequence[RunLine]) -> Track:
         for r in runs
     ]
     sent = np.array(both, dtype=np.float64).mean(axis=0) / 1e6
-    return sent[sent > 0], _accuracies(runs)[:, sent > 0]
+    return sent[sent > 0], _scores(runs)[:, sent > 0]
 
 
-def _difference(runs: Sequence[RunLine], baseline: Sequence[RunLine]) -> Track | None:
-    """Percentage points over the baseline by round, for the seeds that both have."""
+def _difference(
+    runs: Sequence[RunLine], baseline: Sequence[RunLine], metric: Metric
+) -> Track | None:
+    """Points better than the baseline by round, for the seeds that both have."""
     other = {run.seed: run for run in baseline}
     common = [run for run in runs if run.seed in other]
     if not common:
         return None
     x, own = _by_round(common)
-    return x, 100 * (own - _accuracies([other[run.seed] for run in common]))
+    sign = 1.0 if metric.higher_is_better else -1.0
+    return x, sign * metric.points * (own - _scores([other[run.seed] for run in common]))
 
 
-def _accuracies(runs: Sequence[RunLine]) -> NDArray[np.float64]:
-    return np.array([r.curves.accuracy for r in runs], dtype=np.float64)
+def _scores(runs: Sequence[RunLine]) -> NDArray[np.float64]:
+    return np.array([r.curves.score for r in runs], dtype=np.float64)
+
+
+def _axis(record: ComparisonRecord) -> str:
+    """What the axis of scores is called."""
+    metrics = {task.metric for task in record.result.tasks}
+    return axis(metrics.pop()) if len(metrics) == 1 else "score"
 
 
 def _told(record: ComparisonRecord) -> str:
     """The best method of each task, in words."""
     told = []
     for task in record.result.tasks:
-        rows = [r for r in record.result.rows if r.task == task.label and r.accuracy is not None]
+        rows = [r for r in record.result.rows if r.task == task.label and r.score is not None]
         if rows:
-            best = max(rows, key=lambda row: row.accuracy.mean if row.accuracy else 0.0)
-            mean = number(best.accuracy.mean if best.accuracy else None)
-            told.append(f"{plain(task.label)}: highest for {plain(best.method)}, {mean}.")
+            lead = task.metric.lead
+            best = max(rows, key=lambda row: lead(row.score.mean, 0.0) if row.score else 0.0)
+            mean = number(best.score.mean if best.score else None)
+            told.append(f"{plain(task.label)}: best for {plain(best.method)}, {mean}.")
     return " ".join(told)

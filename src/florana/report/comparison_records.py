@@ -14,13 +14,15 @@ from florana.experiments.comparison.render import FORMAT
 from florana.experiments.comparison.results import Curves
 from florana.experiments.comparison.table import Overall, Row
 from florana.report.records import checked, read_json, read_lines
+from florana.tasks.metrics import Metric
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """What all runs of a task share; ``level`` is the accuracy whose cost in megabytes is told."""
+    """What all runs of a task share; ``level`` is the score whose cost in megabytes is told."""
 
     label: str
+    metric: Metric
     config: Mapping[str, Any]
     level: float | None = None
     data: Mapping[str, Any] | None = None
@@ -73,7 +75,8 @@ class ComparisonRecord:
         name: of the folder.
         result: what ``comparison.json`` holds.
         runs: the finished runs.
-        order: labels of the methods, from the highest mean accuracy over the tasks to the lowest; those that
+        order: labels of the methods, from the best mean score over the tasks to the worst (mean place, where tasks
+            are judged by scores without a common unit); those that
             are not done on every task come last, as they were given.
     """
 
@@ -81,6 +84,22 @@ class ComparisonRecord:
     result: ResultRecord
     runs: tuple[RunLine, ...]
     order: tuple[str, ...] = field(default=())
+
+    @property
+    def score_name(self) -> str:
+        """What judges the runs; ``score`` where tasks have unlike metrics."""
+        names = {task.metric.label for task in self.result.tasks}
+        return names.pop() if len(names) == 1 else "score"
+
+    @property
+    def points(self) -> float:
+        """What differences are multiplied by where all tasks have one unit; 1 where they have not."""
+        found = {task.metric.points for task in self.result.tasks}
+        return found.pop() if len(found) == 1 else 1.0
+
+    def metric(self, task: str) -> Metric:
+        """What judges the runs of a task."""
+        return next(t.metric for t in self.result.tasks if t.label == task)
 
     def row(self, task: str, method: str) -> Row | None:
         """The row of a task and method, if there is one."""
@@ -116,10 +135,21 @@ def read_comparison(folder: Path) -> ComparisonRecord:
 
 
 def _order(result: ResultRecord) -> tuple[str, ...]:
-    means: dict[str, float] = {}
-    for item in result.methods:
-        found = [r.accuracy.mean for r in result.rows if r.method == item.label and r.accuracy]
-        if len(found) == len(result.tasks):
-            means[item.label] = fmean(found)
-    done = sorted(means, key=lambda label: -means[label])
-    return (*done, *(m.label for m in result.methods if m.label not in means))
+    """Labels from the best method to the worst."""
+    leads: dict[str, list[float]] = {item.label: [] for item in result.methods}
+    for task in result.tasks:
+        found = {r.method: r.score.mean for r in result.rows if r.task == task.label and r.score}
+        for label, score in found.items():
+            leads[label].append(task.metric.lead(score, 0.0))
+    done = {label: of for label, of in leads.items() if len(of) == len(result.tasks)}
+    if len({task.metric.points for task in result.tasks}) > 1:
+        done = _places(done)
+    order = sorted(done, key=lambda label: -fmean(done[label]))
+    return (*order, *(m.label for m in result.methods if m.label not in done))
+
+
+def _places(leads: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """Each method's place on each task instead of its lead, the best the largest."""
+    tasks = zip(*leads.values(), strict=True)
+    places = [[float(sorted(task).index(lead)) for lead in task] for task in tasks]
+    return dict(zip(leads, map(list, zip(*places, strict=True)), strict=True))

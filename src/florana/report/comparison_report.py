@@ -8,13 +8,13 @@ from florana import __version__
 from florana.report import comparison_plots, comparison_tables, difference_plots
 from florana.report._page import Code, Facts, Figures, Page, Section, Table, Tile, write_page
 from florana.report._settings import common, toml, without_common
-from florana.report._text import NONE, duration, points
+from florana.report._text import NONE, capital, duration, points
 from florana.report.comparison_records import ComparisonRecord, TaskRecord, read_comparison
 
 NUMBERS = (
-    "Means over seeds. Difference: in percentage points, strong where its interval does not hold 0. Clients: their own "
-    "models on their own held-out text, before the last aggregation; gap: mean client minus accuracy. Error: distance "
-    "to the ideal update, relative to its size. MB to a level: up and down until the end of the first round at that accuracy."
+    "Means over seeds. Difference: in percentage points (in its own unit where lower is better), strong where its interval does not hold 0. Clients: their own "
+    "models on their own held-out text, before the last aggregation; gap: how much better the mean client is. Error: distance "
+    "to the ideal update, relative to its size. MB to a level: up and down until the end of the first round at that score."
 )
 """What the columns of the tables mean."""
 SOURCES = ("comparison.md", "comparison.csv", "comparison.json", "runs.jsonl")
@@ -38,11 +38,11 @@ def write_comparison_report(folder: Path) -> Path:
 def comparison_page(record: ComparisonRecord) -> Page:
     """The report of a comparison, with its figures still to be drawn."""
     result = record.result
-    curves = [comparison_plots.accuracy(record), comparison_plots.traffic(record)]
+    curves = [comparison_plots.score(record), comparison_plots.traffic(record)]
     against = [difference_plots.forest(record), difference_plots.error(record)]
     sections = [
         Section("result", "Result", _lead(record), comparison_tables.result(record)),
-        Section("curves", "Curves", "How accuracy grows with rounds, and with what is sent.", [Figures(curves)]),
+        Section("curves", "Curves", f"How {record.score_name} moves with rounds, and with what is sent.", [Figures(curves)]),
         Section(
             "difference", "Difference", f"What each method gains over {result.baseline}, and how sure that is.",
             [Figures(against)],
@@ -94,13 +94,13 @@ def _tiles(record: ComparisonRecord) -> list[Tile]:
     note = (
         "the baseline itself"
         if best == result.baseline
-        else f"{points(gain)} points over {result.baseline}"
+        else f"{points(gain, scale=record.points)} {_unit(record)} over {result.baseline}"
     )
     judged = [line for line in result.overall if line.tasks]
     asked = len(result.tasks) * len(result.methods) * len(result.seeds)
     seconds = sum(run.seconds for run in record.runs)
     return [
-        Tile("Highest mean accuracy", best, note),
+        Tile(f"Best mean {record.score_name}", best, note),
         Tile("Ahead somewhere", f"{sum(line.ahead > 0 for line in judged)} of {len(judged)}",
              "methods with an interval above 0 on some task"),
         Tile("Behind somewhere", f"{sum(line.behind > 0 for line in judged)} of {len(judged)}",
@@ -112,10 +112,16 @@ def _tiles(record: ComparisonRecord) -> list[Tile]:
 
 def _lead(record: ComparisonRecord) -> str:
     return (
-        "Accuracy of the final global model, mean ± half a 95 % Student interval over seeds; ordered by the mean over "
-        f"the tasks. Difference: to {record.result.baseline}, paired by seed, in percentage points, mean over tasks. "
+        f"{capital(record.score_name)} of the final global model, mean ± half a 95 % Student interval over seeds; ordered "
+        f"by the mean over the tasks. Difference: how much better than {record.result.baseline}, paired by seed, in "
+        f"{_unit(record)}, mean over tasks. "
         "Ahead, behind: on how many tasks its interval lies above or below 0."
     )
+
+
+def _unit(record: ComparisonRecord) -> str:
+    """What differences are told in."""
+    return "percentage points" if record.points != 1 else "its own unit"
 
 
 def _again(record: ComparisonRecord) -> Section:

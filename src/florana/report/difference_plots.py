@@ -42,10 +42,11 @@ def forest(record: ComparisonRecord) -> Plot | Missing:
     return Plot(
         "difference",
         title,
-        f"Accuracy minus that of {baseline}, paired by seed: mean and 95 % Student interval, in percentage points. "
+        f"How much better {record.score_name} is than that of {baseline}, paired by seed: mean and 95 % Student interval"
+        f"{', in percentage points' if record.points != 1 else ''}. "
         "Triangle: the interval does not hold 0, to the right ahead, to the left behind. A line with an arrow "
         "goes on beyond the panel.",
-        f"Forest plot of {len(methods)} methods. {_told(rows)}",
+        f"Forest plot of {len(methods)} methods. {_told(record, rows)}",
         lambda panels: _draw_forest(record, methods, panels),
         (1,) if tasks == 1 else (min(tasks, 4), 1),
     )
@@ -61,41 +62,48 @@ def _draw_forest(record: ComparisonRecord, methods: Sequence[str], panels: int) 
         axes.set_visible(False)
     for axes, task in zip(grid.flat, tasks, strict=False):
         rows = [record.row(task.label, method) for method in methods]
-        _draw_intervals(axes, rows)
+        _draw_intervals(axes, rows, task.metric.points)
         axes.set_title(plain(task.label, 22) if len(tasks) > 1 else "")
         axes.set_yticks(range(len(methods)), [names[m] for m in methods])
         axes.set_ylim(len(methods) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
-    figure.supxlabel("difference in accuracy (percentage points)", fontsize=8, color=INK)
+    figure.supxlabel(_axis(record), fontsize=8, color=INK)
     return figure
 
 
-def _draw_intervals(axes: Axes, rows: Sequence[Row | None]) -> None:
+def _axis(record: ComparisonRecord) -> str:
+    unit = " (percentage points)" if record.points != 1 else ""
+    return f"difference in {record.score_name}{unit}"
+
+
+def _draw_intervals(axes: Axes, rows: Sequence[Row | None], scale: float) -> None:
     found = [r.difference for r in rows if r is not None and r.difference is not None]
-    low, high = _limits(found)
+    low, high = _limits(found, scale)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_xlim(low, high)
     for at, row in enumerate(rows):
         if row is not None and row.difference is not None:
-            _draw_interval(axes, at, row.difference, low, high)
+            _draw_interval(axes, at, row.difference, scale, (low, high))
 
 
-def _limits(found: Sequence[Interval]) -> tuple[float, float]:
+def _limits(found: Sequence[Interval], scale: float) -> tuple[float, float]:
     """An axis that holds 0, every mean, and every interval but those three times wider than usual."""
     widths = [d.half_width for d in found if d.half_width is not None]
     most = 3 * median(widths) if widths else 0.0
     ends = [0.0]
     for interval in found:
         half = min(interval.half_width or 0.0, most)
-        ends += [100 * (interval.mean - half), 100 * (interval.mean + half)]
+        ends += [scale * (interval.mean - half), scale * (interval.mean + half)]
     room = 0.06 * (max(ends) - min(ends)) or 1.0
     return min(ends) - room, max(ends) + room
 
 
-def _draw_interval(axes: Axes, at: int, interval: Interval, low: float, high: float) -> None:
-    mean, half = 100 * interval.mean, 100 * (interval.half_width or 0.0)
+def _draw_interval(
+    axes: Axes, at: int, interval: Interval, scale: float, limits: tuple[float, float]
+) -> None:
+    (low, high), mean, half = limits, scale * interval.mean, scale * (interval.half_width or 0.0)
     sure = interval.above_zero or interval.below_zero
     marker = ">" if interval.above_zero else "<" if interval.below_zero else "o"
     colour = BLUE if interval.above_zero else VERMILION if interval.below_zero else MUTED
@@ -110,23 +118,24 @@ def _draw_interval(axes: Axes, at: int, interval: Interval, low: float, high: fl
     axes.plot(mean, at, marker, color=colour, markersize=4.5, markerfacecolor=face)
 
 
-def _told(rows: Sequence[Row]) -> str:
+def _told(record: ComparisonRecord, rows: Sequence[Row]) -> str:
     told = []
     for row in rows:
         if row.difference is None:
             continue
+        scale = record.metric(row.task).points
         half = row.difference.half_width
-        spread = f" plus or minus {100 * half:.1f}" if half is not None else ""
+        spread = f" plus or minus {scale * half:.1f}" if half is not None else ""
         told.append(
-            f"{plain(row.task)}, {plain(row.method)}: {points(row.difference.mean)}{spread} points."
+            f"{plain(row.task)}, {plain(row.method)}: {points(row.difference.mean, scale=scale)}{spread}{' points' if scale != 1 else ''}."
         )
     return " ".join(told)
 
 
 def error(record: ComparisonRecord) -> Plot | Missing:
-    """Final accuracy against the relative aggregation error of round 1, a panel per task."""
-    title = "Aggregation error and accuracy"
-    rows = [r for r in record.result.rows if r.error_round_1 is not None and r.accuracy is not None]
+    """Final score against the relative aggregation error of round 1, a panel per task."""
+    title = f"Aggregation error and {record.score_name}"
+    rows = [r for r in record.result.rows if r.error_round_1 is not None and r.score is not None]
     if not rows:
         return Missing(title, "No method here defines an aggregation error.")
     cast = cast_of(record)
@@ -135,12 +144,12 @@ def error(record: ComparisonRecord) -> Plot | Missing:
         "error",
         title,
         "Across: relative aggregation error in round 1, where all methods aggregate the updates of one start; up: "
-        "final accuracy; means over seeds."
+        f"final {record.score_name}; means over seeds."
         + (" A number is the method's in the table." if more else ""),
         f"Scatter of {len(rows)} points. "
         + " ".join(
-            f"{plain(r.task)}, {plain(r.method)}: error {number(r.error_round_1)}, accuracy "
-            f"{number(r.accuracy.mean if r.accuracy else None)}."
+            f"{plain(r.task)}, {plain(r.method)}: error {number(r.error_round_1)}, {record.score_name} "
+            f"{number(r.score.mean if r.score else None)}."
             for r in rows
         ),
         lambda panels: _draw_error(record, rows, cast, panels),
@@ -162,13 +171,13 @@ def _draw_error(record: ComparisonRecord, rows: Sequence[Row], cast: Cast, panel
         axes.set_title(plain(task.label, 34) if len(tasks) > 1 else "")
         axes.set_xlabel("relative error, round 1")
     for axes in grid[:, 0]:
-        axes.set_ylabel("final accuracy")
+        axes.set_ylabel(f"final {record.score_name}")
     legend_above(figure, grid.flat, [cast.names[m] for m in cast.looks])
     return figure
 
 
 def _draw_point(axes: Axes, row: Row, cast: Cast) -> None:
-    x, y = row.error_round_1 or 0.0, row.accuracy.mean if row.accuracy else 0.0
+    x, y = row.error_round_1 or 0.0, row.score.mean if row.score else 0.0
     look = cast.looks.get(row.method)
     if look is None:
         axes.plot(x, y, marker="")  # makes room for the number

@@ -16,6 +16,9 @@ from typing import Annotated, Any, TypeVar, cast
 from pydantic import Field, TypeAdapter, ValidationError
 
 from florana.errors import RunError
+from florana.harness.record import read_scores
+from florana.harness.scores import Score
+from florana.tasks.metrics import Metric
 
 T = TypeVar("T")
 
@@ -50,15 +53,18 @@ class RoundRecord:
     """A round's line in ``metrics.jsonl``; its fields are those of ``florana.experiments.events.RoundRow``."""
 
     server_round: Annotated[int, Field(alias="round")]
-    accuracy: float
+    score: float
     loss: float
-    client_accuracy: float | None = None
+    client_score: float | None = None
     worst_client: float | None = None
+    gap: float | None = None
     error_used: float | None = None
     error_average: float | None = None
     error_optimum: float | None = None
     bytes_up: int = 0
     bytes_down: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    client_metrics: Mapping[str, float] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, ModuleErrors] = field(default_factory=dict)
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
@@ -68,7 +74,7 @@ class RoundRecord:
 class ClientRecord:
     """A client's line in ``metrics.jsonl``: its own model before aggregation, on its own held-out data.
 
-    ``global_accuracy``, after the last round alone, is its own model's on the global test set.
+    ``global_score``, after the last round alone, is its own model's on the global test set.
     """
 
     server_round: Annotated[int, Field(alias="round")]
@@ -76,9 +82,10 @@ class ClientRecord:
     weight: float | None = None
     num_examples: Annotated[int | None, Field(alias="num-examples")] = None
     train_loss: Annotated[float | None, Field(alias="train-loss")] = None
-    accuracy: float | None = None
+    score: float | None = None
     loss: float | None = None
-    global_accuracy: float | None = None
+    global_score: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +93,13 @@ class SummaryRecord:
     """``summary.json``: how a finished run ended."""
 
     rounds: int
-    accuracy: float
+    score: float
     loss: float
     best_round: int
-    best_accuracy: float
+    best_score: float
     best_client: str | None = None
-    best_client_accuracy: float | None = None
+    best_client_score: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +123,11 @@ class DataRecord:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """``provenance.json``: what the run was made of; ``partition`` is, per client, the count of each label."""
+    """``provenance.json``: what the run was made of.
+
+    ``metric`` judges its rounds; ``partition`` is, per client, the count of each label in
+    training, ``held_out`` the number of examples that test its own model.
+    """
 
     config: Mapping[str, Any]
     seed: int
@@ -123,8 +135,10 @@ class Provenance:
     machine: Mapping[str, Any]
     base_model: BaseModelRecord
     data: DataRecord
+    metric: Metric
     labels: tuple[str, ...] = ()
     partition: tuple[tuple[int, ...], ...] = ()
+    held_out: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +153,7 @@ class RunRecord:
         clients: the clients' lines of these rounds.
         timings: wall seconds by part, one mapping per round.
         summary: how it ended, or None if it has not.
+        evaluation: what ``florana eval`` has said of its adapters.
     """
 
     name: str
@@ -148,6 +163,7 @@ class RunRecord:
     clients: tuple[ClientRecord, ...]
     timings: tuple[Mapping[str, float], ...]
     summary: SummaryRecord | None
+    evaluation: tuple[Score, ...] = ()
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A section of the configuration, empty if it has none of that name."""
@@ -158,6 +174,11 @@ class RunRecord:
     def begun(self) -> bool:
         """Whether a round with clients is finished; round 0 is the untrained start."""
         return self.rounds[-1].server_round > 0
+
+    @property
+    def metric(self) -> Metric:
+        """What judges its rounds."""
+        return self.provenance.metric
 
     @property
     def method(self) -> str:
@@ -188,6 +209,7 @@ def read_run(folder: Path) -> RunRecord:
         if timings.exists()
         else (),
         checked(SummaryRecord, read_json(summary), summary) if summary.exists() else None,
+        tuple(read_scores(folder)),
     )
 
 

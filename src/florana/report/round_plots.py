@@ -1,4 +1,4 @@
-"""Figures with a point per round: accuracy, loss, traffic, aggregation error, wall time."""
+"""Figures with a point per round: score, loss, traffic, aggregation error, wall time."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from florana.report._style import (
     legend_above,
     whole_numbers,
 )
-from florana.report._text import NONE, duration, number
+from florana.report._text import NONE, axis, capital, duration, number
+from florana.report._text import score as score_text
 from florana.report.records import ClientRecord, RunRecord
+from florana.tasks.metrics import Metric
 
 GLOBAL = Look(BLUE, "s")
 CLIENTS = Look(GREEN, "o", hollow=True)
@@ -39,20 +41,20 @@ OPTIMUM = Look(GREEN, "^", "--")
 SIZE = (COLUMN, 2.5)
 
 
-def accuracy(run: RunRecord) -> Plot:
-    """Accuracy of the global model and of the clients' own, by round."""
+def score(run: RunRecord) -> Plot:
+    """Score of the global model and of the clients' own, by round."""
     curves = [
-        Curve("global model", [r.accuracy for r in run.rounds], GLOBAL),
-        Curve("mean client", [r.client_accuracy for r in run.rounds], CLIENTS),
+        Curve("global model", [r.score for r in run.rounds], GLOBAL),
+        Curve("mean client", [r.client_score for r in run.rounds], CLIENTS),
         Curve("worst client", [r.worst_client for r in run.rounds], WORST),
     ]
     return Plot(
-        "accuracy",
-        "Accuracy by round",
+        "score",
+        f"{capital(run.metric.label)} by round",
         "Global model: on text that no client saw. Clients: their own models, before aggregation, on their own "
         "held-out text.",
-        f"Line chart of accuracy by round. {_told(run, curves)}",
-        _by_round(run, curves, "accuracy (share correct)", bottom=0.0),
+        f"Line chart of {run.metric.label} by round. {_told(run, curves)}",
+        _by_round(run, curves, axis(run.metric), bottom=lowest(curves, run.metric)),
     )
 
 
@@ -66,29 +68,42 @@ def loss(run: RunRecord) -> Plot:
     return Plot(
         "loss",
         "Loss by round",
-        "Cross-entropy. Global model: on text that no client saw. Clients: mean of their own models on their own "
+        f"{capital(_loss(run))}. Global model: on text that no client saw. Clients: mean of their own models on their own "
         "held-out text; in training: mean over their training steps.",
         f"Line chart of loss by round. {_told(run, curves)}",
-        _by_round(run, curves, "cross-entropy (nats)", bottom=0.0),
+        _by_round(run, curves, _loss(run), bottom=0.0),
     )
 
 
+def lowest(curves: Sequence[Curve], metric: Metric) -> float | None:
+    """Where an axis of scores begins: at 0, below a negative score, or, where lower is better, wherever they are."""
+    if not metric.higher_is_better:
+        return None
+    return min((0.0, *(1.1 * v for c in curves for v in c.values if v is not None)))
+
+
+def _loss(run: RunRecord) -> str:
+    """What a loss is, with its unit."""
+    kind = run.section("data").get("family")
+    return "mean squared error" if kind == "regression" else "cross-entropy (nats)"
+
+
 def traffic(run: RunRecord) -> Plot | Missing:
-    """Accuracy of the global model against the megabytes sent so far."""
-    title = "Accuracy by traffic"
+    """Score of the global model against the megabytes sent so far."""
+    title = f"{capital(run.metric.label)} by traffic"
     sent = [size / 1e6 for size in accumulate(r.bytes_up + r.bytes_down for r in run.rounds)]
     if not sent[-1]:
         return missing(title, "No round has sent anything.", begun=run.begun)
-    values = [r.accuracy for r in run.rounds]
+    values = [r.score for r in run.rounds]
 
     def draw(_panels: int) -> Figure:
         figure = Figure(figsize=SIZE)
         axes = figure.add_subplot()
         draw_curves(axes, sent, [Curve("", values, GLOBAL)])
-        axes.set(
-            xlabel="sent so far, up and down, all clients (MB)", ylabel="accuracy (share correct)"
-        )
-        axes.set_ylim(bottom=0)
+        axes.set(xlabel="sent so far, up and down, all clients (MB)", ylabel=axis(run.metric))
+        bottom = lowest([Curve("", values, GLOBAL)], run.metric)
+        if bottom is not None:
+            axes.set_ylim(bottom=bottom)
         axes.set_xlim(-0.02 * sent[-1], 1.03 * sent[-1])
         return figure
 
@@ -97,7 +112,7 @@ def traffic(run: RunRecord) -> Plot | Missing:
         title,
         "Bytes of all messages between server and clients, both ways, adapters and manifests included; 1 MB is "
         "10⁶ bytes.",
-        f"Line chart. The global model reaches accuracy {number(values[-1])} after {sent[-1]:.1f} megabytes.",
+        f"Line chart. The global model reaches {score_text(values[-1], run.metric)} after {sent[-1]:.1f} megabytes.",
         draw,
     )
 
@@ -180,7 +195,7 @@ def _by_round(
     curves: Sequence[Curve],
     label: str,
     *,
-    bottom: float,
+    bottom: float | None,
     skip_start: bool = False,
 ) -> Callable[[int], Figure]:
     """A drawing of curves by round; ``skip_start`` leaves out round 0, where none has a value."""
@@ -199,9 +214,10 @@ def _by_round(
     return draw
 
 
-def _finish(axes: Axes, label: str, bottom: float) -> None:
+def _finish(axes: Axes, label: str, bottom: float | None) -> None:
     axes.set(xlabel="round", ylabel=label)
-    axes.set_ylim(bottom=bottom)
+    if bottom is not None:
+        axes.set_ylim(bottom=bottom)
     whole_numbers(axes)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from florana.report import round_plots
 from florana.report._page import Facts, Section, Tile
-from florana.report._text import NONE, duration, megabytes, number, points
+from florana.report._text import NONE, duration, megabytes, number, score
 from florana.report.records import RunRecord
+from florana.tasks.partition import in_words
 
 
 def _rounds(run: RunRecord) -> str:
@@ -26,13 +27,14 @@ def warning(run: RunRecord) -> str:
 def tiles(run: RunRecord) -> list[Tile]:
     """The headline: the last finished round, what single clients reach, and what it cost."""
     last = run.rounds[-1]
-    best = max(run.rounds, key=lambda r: r.accuracy)
+    metric = run.metric
+    best = max(run.rounds, key=lambda r: metric.lead(r.score, 0.0))
     up, down = (sum(getattr(r, f"bytes_{way}") for r in run.rounds) for way in ("up", "down"))
     seconds = sum(round_plots.time_by_part(run.timings).values())
     tiles = [
-        Tile("Global accuracy", number(last.accuracy), f"loss {number(last.loss)}, round {last.server_round}"),
-        _best_client(run, last.accuracy),
-        Tile("Best round", str(best.server_round), f"accuracy {number(best.accuracy)}"),
+        Tile(f"Global {metric.label}", metric.text(last.score), f"loss {number(last.loss)}, round {last.server_round}"),
+        _best_client(run, last.score),
+        Tile("Best round", str(best.server_round), score(best.score, metric)),
         Tile("Sent", f"{megabytes(up + down)} MB", f"{megabytes(up)} up, {megabytes(down)} down, all clients"),
     ]  # fmt: skip
     if last.error_used is not None:
@@ -43,15 +45,15 @@ def tiles(run: RunRecord) -> list[Tile]:
     return tiles
 
 
-def _best_client(run: RunRecord, accuracy: float) -> Tile:
+def _best_client(run: RunRecord, final: float) -> Tile:
     label, summary = "Best single client", run.summary
-    if summary is None or summary.best_client_accuracy is None:
+    if summary is None or summary.best_client_score is None:
         return Tile(label, NONE, "tested after the last round")
-    lead = accuracy - summary.best_client_accuracy
+    lead = run.metric.lead(final, summary.best_client_score)
     return Tile(
         label,
-        number(summary.best_client_accuracy),
-        f"{summary.best_client}; global {points(lead)} points",
+        run.metric.text(summary.best_client_score),
+        f"{summary.best_client}; global {run.metric.lead_text(lead)} {'better' if lead >= 0 else 'worse'}",
     )
 
 
@@ -61,9 +63,6 @@ def plan(run: RunRecord) -> Section:
     lora, training, federation = (run.section(s) for s in ("lora", "training", "federation"))
     options = [f"{k} = {v}" for k, v in run.section("method").items() if k != "name"]
     sizes = [sum(counts) for counts in run.provenance.partition]
-    skew = {"dirichlet": "dirichlet_alpha", "label": "labels_per_client", "column": "column"}
-    partition = str(federation.get("partition", NONE))
-    how = f"{partition} {federation.get(skew[partition], '')}" if partition in skew else partition
     length = (
         f"{training['steps']} steps"
         if training.get("steps")
@@ -79,8 +78,8 @@ def plan(run: RunRecord) -> Section:
     rows = [
         ("Model", f"{model.name}, weights SHA-256 {model.sha256[:12]}…"),
         ("Data", f"{data.name}: {data.examples} examples to train, {data.test_examples} to test, "
-                 f"{len(run.provenance.labels)} labels"),
-        ("Clients", f"{federation.get('clients', NONE)}, {_who(federation.get('participation'))}, {how}"
+                 f"{_asked(run)}"),
+        ("Clients", f"{federation.get('clients', NONE)}, {_who(federation.get('participation'))}, {in_words(federation)}"
                     + (f", {min(sizes)} to {max(sizes)} training examples each" if sizes else "")),
         ("Method", ", ".join([run.method, *options])),
         ("LoRA", f"rank {lora.get('rank', NONE)}, alpha {lora.get('alpha', NONE)}"
@@ -91,6 +90,14 @@ def plan(run: RunRecord) -> Section:
         *([("Wire", ", ".join(wire))] if wire else []),
     ]  # fmt: skip
     return Section("plan", "Plan", "", [Facts(rows)])
+
+
+def _asked(run: RunRecord) -> str:
+    """What is asked of a text, and what judges the answer."""
+    family = run.section("data").get("family")
+    kinds = {"regression": "a value each", "causal": "responses to prompts"}
+    asked = kinds.get(str(family), f"{len(run.provenance.labels)} labels")
+    return f"{asked}, judged by {run.metric.label}"
 
 
 def _who(participation: object) -> str:

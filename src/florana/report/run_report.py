@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from florana import __version__
-from florana.report import client_plots, module_plots, round_plots, run_head, run_tables
+from florana.harness.table import HEADER, lines
+from florana.report import (
+    client_plots,
+    module_plots,
+    partition_plot,
+    round_plots,
+    run_head,
+    run_tables,
+)
 from florana.report._page import Code, Facts, Figures, Page, Section, Table, write_page
 from florana.report.records import RunRecord, read_run
 
@@ -32,6 +40,7 @@ def run_page(run: RunRecord) -> Page:
         _learning(run),
         _aggregation(run),
         _clients(run),
+        *_harness(run),
         _cost(run),
         _again(run),
     )
@@ -53,7 +62,7 @@ def _learning(run: RunRecord) -> Section:
         "How the global model does on text that no client saw, beside what clients reach on their own. Of a method "
         "that leaves parts of the adapter with the clients, global is the mean over all clients' models on that text.",
         [
-            Figures([round_plots.accuracy(run), round_plots.loss(run)]),
+            Figures([round_plots.score(run), round_plots.loss(run)]),
             run_tables.rounds(run),
         ],
     )
@@ -82,8 +91,10 @@ def _aggregation(run: RunRecord) -> Section:
 
 
 def _clients(run: RunRecord) -> Section:
+    of = run.provenance
+    held = of.partition, of.labels, of.held_out or None
     plots = [
-        client_plots.labels(run),
+        partition_plot.partition(*held),
         client_plots.by_round(run),
         client_plots.local_against_global(run),
     ]
@@ -91,8 +102,29 @@ def _clients(run: RunRecord) -> Section:
         "clients",
         "Clients",
         "What each client holds, how its own model does, and what it gains from the others.",
-        [Figures(plots), run_tables.left_out(run.rounds), run_tables.every_client(run)],
+        [
+            Figures(plots),
+            partition_plot.in_numbers(*held),
+            run_tables.left_out(run.rounds),
+            run_tables.every_client(run),
+        ],
     )
+
+
+def _harness(run: RunRecord) -> list[Section]:
+    """What ``florana eval`` has said, if it has been asked."""
+    if not run.evaluation:
+        return []
+    rows = [line.cells() for line in lines(run.evaluation, parts=True)]
+    return [
+        Section(
+            "harness",
+            "By the field's harness",
+            "What lm-evaluation-harness says of the exported adapter (florana eval), beside its base where that was asked. "
+            "Values as the harness has them, with standard errors; a line that says first N is a trial, no result.",
+            [Table("Every task", HEADER, rows)],
+        )
+    ]
 
 
 def _cost(run: RunRecord) -> Section:

@@ -8,25 +8,34 @@ from florana.report import module_plots
 from florana.report._page import Cell, Facts, Table
 from florana.report._text import NONE, megabytes, natural, number
 from florana.report.records import ClientRecord, ModuleErrors, RoundRecord, RunRecord
+from florana.tasks.metrics import METRICS
 
 
 def rounds(run: RunRecord) -> Table:
     """A row per round, round 0 being the untrained start."""
-    head = ["round", "accuracy", "loss", "mean client", "worst client", "gap", "MB up", "MB down"]
+    further = list(run.rounds[0].metrics)
+    head = ["round", run.metric.label, *map(metric_label, further), "loss"]
+    head += ["mean client", "worst client", "gap", "MB up", "MB down"]
     rows = [
         [
             str(r.server_round),
-            number(r.accuracy),
+            number(r.score),
+            *(number(r.metrics.get(name)) for name in further),
             number(r.loss),
-            number(r.client_accuracy),
+            number(r.client_score),
             number(r.worst_client),
-            number(None if r.client_accuracy is None else r.client_accuracy - r.accuracy),
+            number(r.gap),
             megabytes(r.bytes_up),
             megabytes(r.bytes_down),
         ]
         for r in run.rounds
     ]
     return Table("Every round in numbers", head, rows, folded=True)
+
+
+def metric_label(name: str) -> str:
+    """What a further metric is called, known or not."""
+    return METRICS[name].label if name in METRICS else name
 
 
 def modules(last: RoundRecord) -> Table:
@@ -64,6 +73,7 @@ def left_out(rounds: Sequence[RoundRecord]) -> Table | Facts:
 def every_client(run: RunRecord) -> Table:
     """A row per client that took part."""
     last: Mapping[int, ClientRecord] = {c.client: c for c in run.clients}
+    further = list(dict.fromkeys(name for line in last.values() for name in line.metrics))
     took = {c: sum(line.client == c for line in run.clients) for c in last}
     rows: list[list[str | Cell]] = [
         [
@@ -73,8 +83,9 @@ def every_client(run: RunRecord) -> Table:
             number(line.weight),
             number(line.train_loss),
             number(line.loss),
-            number(line.accuracy),
-            number(line.global_accuracy),
+            number(line.score),
+            *(number(line.metrics.get(name)) for name in further),
+            number(line.global_score),
         ]
         for client, line in sorted(last.items())
     ]
@@ -85,7 +96,8 @@ def every_client(run: RunRecord) -> Table:
         "weight",
         "training loss",
         "loss",
-        "accuracy",
+        run.metric.label,
+        *map(metric_label, further),
         "on global test",
     ]
     caption = "In the last round in which the client took part; its own model, before aggregation."

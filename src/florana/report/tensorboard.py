@@ -13,10 +13,10 @@ from florana.errors import ConfigError, RunError
 from florana.experiments.events import ClientLeftOut, Event, Prepared, RoundRow
 
 TAGS = {
-    "accuracy": "global/accuracy",
+    "score": "global/score",
     "loss": "global/loss",
-    "client_accuracy": "clients/mean_accuracy",
-    "worst_client": "clients/worst_accuracy",
+    "client_score": "clients/mean_score",
+    "worst_client": "clients/worst_score",
     "gap": "clients/gap",
     "error_used": "error/used",
     "error_average": "error/average",
@@ -28,7 +28,7 @@ TAGS = {
 class TensorBoardWatcher:
     """Writes every round's numbers as scalars, with the round as their step.
 
-    Tags are ``global/accuracy``, ``global/loss`` (nats), ``clients/mean_accuracy``, ``clients/worst_accuracy``,
+    Tags are ``global/score`` (of the metric that judges the run), ``global/loss`` (nats), ``global/`` and the name of each further metric, ``clients/mean_score``, ``clients/worst_score``,
     ``clients/gap``, ``clients/left_out`` (how many, where there are any), ``error/used``, ``error/average``, ``error/optimum`` and
     ``megabytes/up`` and ``megabytes/down`` (10⁶ bytes since round 0, all clients). What a round does not have is not
     written. A run that is resumed tells its earlier rounds again, and these replace what it wrote before.
@@ -109,6 +109,8 @@ class TensorBoardWatcher:
             value = getattr(row, name)
             if value is not None:
                 yield tag, value
+        for name, value in row.metrics.items():
+            yield f"global/{name}", value
         for way, sent in self._sent.items():
             yield f"megabytes/{way}", sent / 1e6
         if row.server_round in self._left_out:

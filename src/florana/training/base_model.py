@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,10 @@ from torch import Tensor, nn
 
 from florana.config import ModelConfig
 from florana.errors import ModelError
+from florana.training.causal_base import load_causal
+from florana.training.head import Head
+from florana.training.quantization import loading_options, settle
+from florana.training.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,11 +55,14 @@ class MeanPooledClassifier(nn.Module):
     """
 
     fresh_modules = ("classifier",)
+    task_type = None
 
     def __init__(self, backbone: PreTrainedModel, num_labels: int) -> None:
         super().__init__()
         self.config = backbone.config
         self.backbone = backbone
+        for told in ("hf_device_map", "is_loaded_in_8bit", "is_loaded_in_4bit"):  # asked by PEFT
+            setattr(self, told, getattr(backbone, told, None))
         self.classifier = nn.Linear(backbone.config.hidden_size, num_labels)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Tensor) -> Any:  # noqa: ANN401
@@ -72,6 +77,11 @@ class MeanPooledClassifier(nn.Module):
         unit = nn.functional.normalize(embedding, dim=-1)
         logits = self.classifier((unit * unit.shape[-1] ** 0.5).to(self.classifier.weight.dtype))
         return SequenceClassifierOutput(logits=logits)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's."""
+        found: nn.Module = self.backbone.get_input_embeddings()
+        return found
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:  # noqa: ANN401
         """Trade compute for memory in the encoder."""
@@ -138,37 +148,69 @@ def _sha256(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def build_model(source: ModelSource, config: ModelConfig, num_labels: int, seed: int) -> nn.Module:
-    """The base model with a fresh classification head, whose numbers come from ``seed``.
+def build_model(
+    source: ModelSource,
+    config: ModelConfig,
+    head: Head,
+    seed: int,
+    device: torch.device | None = None,
+) -> nn.Module:
+    """The base model with what the head asks for: a fresh layer whose numbers come from ``seed``, or its own language head.
 
-    Its attribute ``fresh_modules`` names what is trained in full, since no checkpoint had it.
+    Its attribute ``fresh_modules`` names what is trained in full, since no checkpoint had it; ``task_type`` is PEFT's
+    name for what it does.
+
+    Args:
+        source: which model.
+        config: how it is loaded.
+        head: what it ends in.
+        seed: of fresh numbers.
+        device: where quantised weights are put, which cannot be moved; by default a GPU, if there is one.
 
     Raises:
-        ModelError: if transformers cannot load it.
+        ModelError: if transformers cannot load it, or it cannot do what the head asks for.
     """
-    from transformers import AutoModel, AutoModelForSequenceClassification
-
-    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
-    with torch.random.fork_rng(devices=[]), _quiet_transformers():
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options = loading_options(config, device)
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         try:
-            if _mean_pooled(source, config):
-                backbone = AutoModel.from_pretrained(source.path, **options)
-                model: nn.Module = MeanPooledClassifier(backbone, num_labels)
+            if head.kind == "causal":
+                model = load_causal(source, options)
             else:
-                model, report = AutoModelForSequenceClassification.from_pretrained(
-                    source.path, num_labels=num_labels, output_loading_info=True, **options
-                )
-                model.fresh_modules = _fresh_modules(report["missing_keys"])  # type: ignore[assignment]
-                _tell_padding(model, source)
+                model = _with_fresh_head(source, config, head, options)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"cannot load {source.name} from {source.path}: {error}") from error
+    settle(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(  # type: ignore[operator]
             gradient_checkpointing_kwargs={"use_reentrant": False}
         )
         model.enable_input_require_grads()  # type: ignore[operator]
     return model
+
+
+def _with_fresh_head(
+    source: ModelSource, config: ModelConfig, head: Head, options: dict[str, Any]
+) -> nn.Module:
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    if _mean_pooled(source, config):
+        pooled = MeanPooledClassifier(
+            AutoModel.from_pretrained(source.path, **options), head.num_labels
+        )
+        pooled.classifier.to(pooled.backbone.device)
+        return pooled
+    if head.kind == "regression":
+        options = {**options, "problem_type": "regression"}
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        source.path, num_labels=head.num_labels, output_loading_info=True, **options
+    )
+    model.fresh_modules = _fresh_modules(report["missing_keys"])
+    model.task_type = "SEQ_CLS"
+    _tell_padding(model, source)
+    classifier: nn.Module = model
+    return classifier
 
 
 def _fresh_modules(missing_keys: Iterable[str]) -> tuple[str, ...]:
@@ -201,7 +243,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The model's tokenizer; without a padding token the end token pads."""
     from transformers import AutoTokenizer
 
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.path)
         except (OSError, ValueError) as error:
@@ -213,19 +255,3 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and load reports off the user's terminal."""
-    from transformers.utils import logging as hf_logging
-
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(logging.ERROR)
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,41 +1,60 @@
-"""Accuracy and loss of a model on held-out examples."""
+"""Scores of a model on held-out examples; what is scored, and how, its objective says."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from florana.training.examples import Examples
+from florana.training.examples import Examples, Indices
 from florana.training.lora_model import LoraModel
 
 BATCH_SIZE = 64
+"""Examples that go through the model at a time, unless ``evaluation.batch_size`` says otherwise."""
+
+NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 class Score(NamedTuple):
-    """Share of right answers in [0, 1], mean cross-entropy in nats, and number of examples."""
+    """What a model scores on held-out examples.
 
-    accuracy: float
+    Args:
+        value: of the objective's first metric.
+        loss: mean of the loss that is trained for: in nats; of a regression the mean squared error of its targets.
+        examples: how many.
+        others: name -> value of the further metrics.
+    """
+
+    value: float
     loss: float
     examples: int
+    others: Mapping[str, float] = NOTHING
 
 
-def evaluate(model: LoraModel, examples: Examples, *, bf16: bool = False) -> Score:
-    """Score the adapter that ``model`` holds.
+def forward(
+    model: LoraModel, examples: Examples, *, bf16: bool = False, batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[Indices, Tensor, Tensor]]:
+    """What the adapter that ``model`` holds says of every example, in batches of like length.
 
     Args:
         model: holds the adapter.
         examples: what to answer.
         bf16: compute matrix products in bfloat16, as training with that option does.
+        batch_size: examples at a time.
+
+    Yields:
+        Indices of n examples, float32 logits (n, c) or (n, t, v), and their labels, on the model's device.
     """
     model.module.eval()
-    right, loss = 0, 0.0
-    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=bf16)
-    with torch.inference_mode(), autocast:
-        for chosen in examples.by_length(BATCH_SIZE):
+    for chosen in examples.by_length(batch_size):
+        # entered anew for every batch: a generator must not hold them while its caller computes
+        with (
+            torch.inference_mode(),
+            torch.autocast(model.device.type, torch.bfloat16, enabled=bf16),
+        ):
             inputs, labels = examples.batch(chosen, model.device)
             logits = model.module(**inputs).logits.float()
-            right += int((logits.argmax(dim=-1) == labels).sum())
-            loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-    return Score(right / len(examples), loss / len(examples), len(examples))
+        yield chosen, logits, labels

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.hooks import RemovableHandle
 
 from florana.adapter import EVERYTHING, Adapter, Part
 from florana.config import LoraConfig
 from florana.errors import AdapterError, ModelError
 from florana.lowrank import Product
 from florana.peft_io.state_dict import adapter_from_state_dict
-from florana.training.base_model import MeanPooledClassifier, ModelSource
-from florana.training.hira_layer import add_residual
+from florana.training.base_model import ModelSource
+from florana.training.frozen import FrozenWeights
+from florana.training.quantization import check_variant, is_placed
+from florana.training.targets import find_targets
 
 
 class LoraModel:
@@ -27,11 +28,11 @@ class LoraModel:
     serves any number of clients.
 
     Args:
-        base: the base model with its head.
+        base: the base model with its head, as :func:`build_model` makes it.
         source: which base model it is.
         config: variant, rank, alpha, rsLoRA, dropout and target modules.
         seed: of the first A factors.
-        device: where to compute.
+        device: where to compute, unless loading the base has put it somewhere.
 
     Raises:
         ModelError: if a target module is not there, or the rank is above min(d_out, d_in) of one.
@@ -45,12 +46,14 @@ class LoraModel:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.device = device
+        placed = is_placed(base)
+        self.source = source
         self.module, self.initial = _with_lora(base, source, config, seed)
-        self.module.to(device)
+        self.device = _first_device(self.module) if placed else device
+        if not placed:
+            self.module.to(device)
         self._parameters = _trainable(self.module, self.initial)
-        self._pristine: dict[str, Tensor] = {}
-        self._hooks: list[RemovableHandle] = []
+        self._frozen = FrozenWeights(self.module, self.initial.pairs, config.variant)
         self._loaded = self.initial
 
     @property
@@ -59,12 +62,9 @@ class LoraModel:
         return [p for p in self._parameters.values() if p.requires_grad]
 
     @property
-    def base_weights(self) -> dict[str, Tensor]:
+    def base_weights(self) -> Mapping[str, Tensor]:
         """Module -> its frozen weight W (d_out, d_in), as the base model has it."""
-        return {
-            name: self._pristine.get(name, _base_weight(self.module, name)).detach()
-            for name in self.initial.pairs
-        }
+        return self._frozen
 
     def load(self, adapter: Adapter, residual: Mapping[str, Product] | None = None) -> None:
         """Copy an adapter in, and set the frozen weights to W + F for its residual F, if any.
@@ -84,7 +84,7 @@ class LoraModel:
             torch._foreach_copy_(
                 list[Tensor](self._parameters.values()), [filled[name] for name in self._parameters]
             )
-        self._set_residual(residual or {})
+        self._frozen.add(residual or {})
         self._loaded = adapter
 
     def take(self) -> Adapter:
@@ -118,25 +118,6 @@ class LoraModel:
             else:
                 self._parameters[f"{name}.lora_B"] = up.weight
 
-    def _set_residual(self, residual: Mapping[str, Product]) -> None:
-        """Always from the pristine weights, so that rounding does not add up over rounds."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        if self.initial.variant == "hira":
-            for name, product in residual.items():
-                layer = self.module.get_submodule(f"base_model.model.{name}")
-                self._hooks.append(add_residual(layer, _base_weight(self.module, name), product))
-            return
-        with torch.no_grad():
-            for name in self._pristine.keys() - residual.keys():
-                _base_weight(self.module, name).copy_(self._pristine.pop(name))
-            for name, product in residual.items():
-                weight = _base_weight(self.module, name)
-                pristine = self._pristine.setdefault(name, weight.detach().clone())
-                B, A = (factor.to(weight) for factor in product)
-                weight.copy_(torch.addmm(pristine, B, A))
-
 
 class _Basis(nn.Module):
     """weight = Q R, with the basis Q fixed and the core R trained."""
@@ -154,13 +135,13 @@ def _with_lora(
 ) -> tuple[nn.Module, Adapter]:
     import peft
 
-    _check_targets(base, source, config)
-    pooled = isinstance(base, MeanPooledClassifier)
+    find_targets(base, source, config)
+    check_variant(base, config.variant)
     shared: dict[str, Any] = {
         "r": config.rank,
         "target_modules": list(config.target_modules),
         "modules_to_save": list(base.fresh_modules) or None,  # type: ignore[arg-type]
-        "task_type": None if pooled else "SEQ_CLS",
+        "task_type": base.task_type,
     }
     settings: peft.PeftConfig
     if config.variant == "hira":
@@ -184,21 +165,12 @@ def _with_lora(
     return model, adapter_from_state_dict(copied, chosen, source.sha256)
 
 
-def _check_targets(base: nn.Module, source: ModelSource, config: LoraConfig) -> None:
-    linear = {name: m for name, m in base.named_modules() if isinstance(m, nn.Linear)}
-    for target in config.target_modules:
-        found = [m for name, m in linear.items() if name == target or name.endswith(f".{target}")]
-        if not found:
-            endings = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-            raise ModelError(
-                f"{source.name} has no linear module {target!r}; lora.target_modules may name: {endings}"
-            )
-        for module in found:
-            if config.rank > min(module.weight.shape):
-                raise ModelError(
-                    f"lora.rank {config.rank} is above min(d_out, d_in) = {min(module.weight.shape)} "
-                    f"of module {target!r} of {source.name}; choose a smaller rank"
-                )
+def _first_device(model: nn.Module) -> torch.device:
+    """Where a model that lies on several devices takes its token ids."""
+    whole: Any = model
+    device = whole.get_input_embeddings().weight.device
+    assert isinstance(device, torch.device)
+    return device
 
 
 def _trainable(model: nn.Module, adapter: Adapter) -> dict[str, nn.Parameter]:
@@ -253,10 +225,3 @@ def _filled_up(adapter: Adapter, own: Adapter) -> dict[str, Tensor]:
             tensors[f"{name}.lora_A"] = nn.functional.pad(pair.A, (0, 0, 0, missing))
             tensors[f"{name}.lora_B"] = nn.functional.pad(pair.B, (0, missing))
     return tensors
-
-
-def _base_weight(model: nn.Module, name: str) -> Tensor:
-    layer = model.get_submodule(f"base_model.model.{name}")
-    weight = layer.get_base_layer().weight  # type: ignore[operator]
-    assert isinstance(weight, Tensor)
-    return weight

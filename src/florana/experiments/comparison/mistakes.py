@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from florana.errors import ConfigError
 from florana.experiments.comparison.items import Cell, RunKey
+from florana.tasks.metrics import Metric
 
 
 def of_lists(
@@ -29,9 +31,26 @@ def of_numbers(jobs: int | None, reach: float | None) -> list[str]:
     told = []
     if jobs is not None and jobs < 1:
         told.append(f"jobs is {jobs}: expected 1 or more")
-    if reach is not None and not 0 < reach <= 1:
-        told.append(f"reach is {reach:g}: expected an accuracy above 0 and at most 1")
+    if reach is not None and not 0 < reach < float("inf"):
+        told.append(f"reach is {reach:g}: expected a score above 0")
     return told
+
+
+def check_reach(reach: float | None, metrics: Mapping[str, Metric]) -> None:
+    """Refuse a level that no score can reach.
+
+    Args:
+        reach: the level, or None.
+        metrics: task → what judges its runs.
+
+    Raises:
+        ConfigError: if it is above 1, and a task is judged by a score that is at most 1.
+    """
+    bounded = [metric.label for metric in metrics.values() if metric.higher_is_better]
+    if reach is not None and reach > 1 and bounded:
+        raise ConfigError(
+            f"comparison:\n  reach is {reach:g}: {bounded[0]} is at most 1, expected a score such as 0.6"
+        )
 
 
 def of_overrides(overrides: Sequence[str]) -> list[str]:

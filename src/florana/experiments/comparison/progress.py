@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from florana.experiments.comparison.items import RunKey
+from florana.tasks.metrics import Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class RoundDone:
     key: RunKey
     server_round: int
     rounds: int
-    accuracy: float | None
+    score: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,14 @@ class RunFinished:
 
     Args:
         key: which one.
-        accuracy: of its final global model.
+        score: of its final global model.
+        metric: what the score is.
         seconds: wall time in this command, set-up included.
     """
 
     key: RunKey
-    accuracy: float | None
+    score: float | None
+    metric: Metric
     seconds: float
 
 

@@ -17,15 +17,17 @@ from florana.experiments.comparison.value import Comparison
 from florana.experiments.statistics import Interval
 
 ABSENT = "–"
-FORMAT = 1
+FORMAT = 2
 """Number of the layout of comparison.json and runs.jsonl; it grows when a key changes its meaning."""
 
 LEGEND = """\
-accuracy: of the final global model on text that no client saw, mean ± half a 95 % Student interval over seeds; of
-methods that keep a part of the model at home, the mean over the clients' own models.
-− {baseline}: mean of the paired differences by seed, with its interval; * when the interval does not hold 0.
-clients, worst: mean and smallest accuracy of the clients' own models on their own held-out text, before the
-last aggregation; gap: clients minus accuracy. loss: of the final global model, in nats.
+{score}: of the final global model on text that no client saw, mean ± half a 95 % Student interval over seeds; of
+methods that keep a part of the model at home, the mean over the clients' own models.{lower}
+− {baseline}: by how much it is better than that of {baseline}: mean of the paired differences by seed, with its
+interval; * when the interval does not hold 0.
+clients, worst: mean and worst {score} of the clients' own models on their own held-out text, before the
+last aggregation; gap: how much better clients are. loss: of the final global model, in nats (of a regression the
+mean squared error of its targets).
 error: distance to the ideal update, relative to its size, of what was used; in round 1 and in the last.
 MB: of the whole run, all clients, 10⁶ bytes. MB to level: up and down until the end of the first round at the
 level or above{levels}; mean over the seeds that got there. s: wall seconds of a run, without set-up."""
@@ -108,7 +110,7 @@ def _main_table(comparison: Comparison) -> str:
         "task",
         "method",
         "seeds",
-        "accuracy",
+        _score_name(comparison),
         f"− {_label(comparison.baseline)}",
         "clients",
         "worst",
@@ -123,7 +125,12 @@ def _main_table(comparison: Comparison) -> str:
         "MB to level",
         "s",
     ]
-    return _table(header, [_cells(row) for row in comparison.rows], text_columns=2)
+    metrics = {task.label: task.metric for task in comparison.tasks}
+    lines = [_cells(row) for row in comparison.rows]
+    if len({metric.label for metric in metrics.values()}) > 1:
+        for line, row in zip(lines, comparison.rows, strict=True):
+            line[0] = f"{line[0]} ({metrics[row.task].label})"
+    return _table(header, lines, text_columns=2)
 
 
 def _cells(row: Row) -> list[str]:
@@ -134,9 +141,9 @@ def _cells(row: Row) -> list[str]:
         _label(row.task),
         _label(row.method),
         str(done) if done == asked else f"{done} of {asked}",
-        _interval(row.accuracy, ".3f"),
+        _interval(row.score, ".3f"),
         _difference(row.difference),
-        _number(row.client_accuracy, ".3f"),
+        _number(row.client_score, ".3f"),
         _number(row.worst_client, ".3f"),
         _number(row.gap, ".3f"),
         _number(row.loss, ".3f"),
@@ -178,7 +185,19 @@ def _legend(comparison: Comparison) -> str:
         if task.level is not None
     ]
     levels = f" ({', '.join(known)})" if known else ""
-    return LEGEND.format(baseline=_label(comparison.baseline), levels=levels)
+    lower = [t.metric.label for t in comparison.tasks if not t.metric.higher_is_better]
+    return LEGEND.format(
+        baseline=_label(comparison.baseline),
+        levels=levels,
+        score=_score_name(comparison),
+        lower=f" Lower is better: {', '.join(dict.fromkeys(lower))}." if lower else "",
+    )
+
+
+def _score_name(comparison: Comparison) -> str:
+    """The metric's name, or ``score`` where tasks have unlike ones, which their rows then name."""
+    names = {task.metric.label for task in comparison.tasks}
+    return names.pop() if len(names) == 1 else "score"
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int) -> str:
@@ -225,7 +244,7 @@ def _flat(row: Row) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for name in (field.name for field in fields(row)):
         value = getattr(row, name)
-        if name in ("accuracy", "difference"):
+        if name in ("score", "difference"):
             columns[name] = value.mean if value else None
             columns[f"{name}_half_width"] = value.half_width if value else None
             columns[f"{name}_n"] = value.n if value else 0

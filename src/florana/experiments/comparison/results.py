@@ -13,6 +13,7 @@ from florana.errors import RunError
 from florana.experiments.comparison.items import Cell, RunKey
 from florana.experiments.run_folder import RunFolder
 from florana.experiments.statistics import first_at_or_above
+from florana.tasks.metrics import Metric
 
 Curve = tuple[float | None, ...]
 """A number per round, beginning with round 0; None where the run has none."""
@@ -23,9 +24,9 @@ class Curves:
     """A run by round, beginning with the untrained start; for the units see ``RoundRow``."""
 
     round: tuple[int, ...]
-    accuracy: Curve
+    score: Curve
     loss: Curve
-    client_accuracy: Curve
+    client_score: Curve
     worst_client: Curve
     gap: Curve
     error_used: Curve
@@ -51,9 +52,10 @@ class RunResult:
     curves: Curves
     seconds: float
 
-    def megabytes_to_reach(self, accuracy: float) -> float | None:
-        """Megabytes up and down until the end of the first round with this accuracy or more, or None."""
-        found = first_at_or_above(self.curves.accuracy, accuracy)
+    def megabytes_to_reach(self, level: float, metric: Metric) -> float | None:
+        """Megabytes up and down until the end of the first round with this score or a better one, or None."""
+        curve = [None if s is None else metric.lead(s, level) for s in self.curves.score]
+        found = first_at_or_above(curve, 0.0)
         if found is None:
             return None
         both = zip(self.curves.bytes_up, self.curves.bytes_down, strict=True)

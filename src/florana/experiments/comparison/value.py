@@ -11,6 +11,7 @@ from florana.experiments.comparison.items import MethodItem
 from florana.experiments.comparison.progress import RunFailed
 from florana.experiments.comparison.results import RunResult
 from florana.experiments.comparison.table import Overall, Row
+from florana.tasks.metrics import Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +20,15 @@ class Task:
 
     Args:
         label: its name.
-        level: accuracy whose cost in bytes is reported; None if no run of the baseline is done.
+        metric: what judges its runs.
+        level: score whose cost in bytes is reported; None if no run of the baseline is done.
         config: the configuration, but for seed, output, method and the keys that methods set.
         data: name and numbers of examples, None before a run is done.
         base_model: name and SHA-256, likewise.
     """
 
     label: str
+    metric: Metric
     level: float | None
     config: Mapping[str, Any]
     data: Mapping[str, Any] | None

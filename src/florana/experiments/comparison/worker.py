@@ -83,6 +83,7 @@ def _finish(cell: Cell, tell: Callable[[RunEvent], None]) -> RunEvent:
     from florana.experiments import runner
     from florana.experiments.comparison.progress import RoundDone, RunFinished, RunStarted
     from florana.experiments.events import Event, Prepared, RoundRow
+    from florana.tasks.judging import judge_of
 
     rounds, done, began = cell.config.federation.rounds, 0, time.perf_counter()
 
@@ -92,13 +93,13 @@ def _finish(cell: Cell, tell: Callable[[RunEvent], None]) -> RunEvent:
             done = event.rounds_done
             tell(RunStarted(cell.key, rounds, done))
         elif isinstance(event, RoundRow) and event.server_round > done:  # not those told again
-            tell(RoundDone(cell.key, event.server_round, rounds, event.accuracy))
+            tell(RoundDone(cell.key, event.server_round, rounds, event.score))
 
     if (cell.folder / "provenance.json").exists():
         summary = runner.resume(cell.folder, watch)
     else:
         summary = runner.start(cell.config, watch)
-    return RunFinished(cell.key, summary.accuracy, time.perf_counter() - began)
+    return RunFinished(cell.key, summary.score, judge_of(cell.config), time.perf_counter() - began)
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,177 @@
+"""What each saving in the training loop and in evaluation saves: CPU milliseconds per example, step by step.
+
+    python benchmarks/training_profile.py                    # MiniLM on the docstrings, one thread
+    python benchmarks/training_profile.py --operators        # and where the time of the last way goes
+
+Ways take turns in one process, --repeats times; the least time of each counts, since whatever else the machine does only adds
+to it. Every way trains the same batches of the same clients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from florana.config import load_config
+from florana.experiments.setup import Experiment, prepare
+from florana.training import together
+from florana.training.loop import Place, train_in_peft
+from florana.training.together import frozen_linear
+from florana.training.together.dropout import keep
+
+CLIENTS = 8
+ROWS = 1024
+"""Rows of the matrix that masks are made for; MiniLM's width is 384."""
+
+
+@contextmanager
+def torchs_products() -> Iterator[None]:
+    """Without oneDNN's float32 products."""
+    before = frozen_linear.onednn_serves
+    frozen_linear.onednn_serves = lambda: False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        frozen_linear.onednn_serves = before
+
+
+def in_peft(experiment: Experiment, clients: int) -> None:
+    """PEFT's layers, torch's dropout and optimiser."""
+    for client in range(clients):
+        experiment.model.load(experiment.model.initial)
+        train_in_peft(
+            experiment.model,
+            experiment.clients[client].train,
+            experiment.objective,
+            experiment.training,
+            place(client),
+        )
+
+
+def in_groups(experiment: Experiment, clients: int, size: int) -> None:
+    """florana's layers, so many clients at a time."""
+    model = experiment.model
+    found = together.fit(model, experiment.clients[0].train)
+    model.load(model.initial)
+    for begin in range(0, clients, size):
+        jobs = [
+            together.Job(together.held(model), experiment.clients[c].train, place(c))
+            for c in range(begin, begin + size)
+        ]
+        together.train_together(
+            model,
+            jobs,
+            experiment.objective,
+            experiment.training,
+            keyed_attention=found.keyed_attention,
+        )
+
+
+def place(client: int) -> Place:
+    """Round 1 of 2."""
+    return Place(0, 1, 2, client)
+
+
+def with_torchs_products(experiment: Experiment, clients: int) -> None:
+    """florana's layers on torch's own BLAS."""
+    with torchs_products():
+        in_groups(experiment, clients, 1)
+
+
+def evaluate(experiment: Experiment, *, merged: bool) -> None:
+    """The first client's own model on its own held-out text."""
+    model, data = experiment.model, experiment.clients[0].test
+    if not merged:
+        experiment.objective.evaluate(model, data)
+        return
+    with together.merged(model):
+        experiment.objective.evaluate(model, data)
+
+
+def evaluate_with_torchs_products(experiment: Experiment) -> None:
+    """Merged weights on torch's own BLAS."""
+    with torchs_products():
+        evaluate(experiment, merged=True)
+
+
+def mask_by_key() -> Tensor:
+    """Florana's dropout mask."""
+    keys = torch.arange(ROWS // 32, dtype=torch.int32)
+    return keep(keys, 1, torch.Size((ROWS // 32, 32, 384)), 0.1, torch.float32)
+
+
+def mask_of_torch() -> Tensor:
+    """The mask that torch's dropout draws."""
+    return torch.empty(ROWS // 32, 32, 384).bernoulli_(0.9).div_(0.9)
+
+
+def least(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Least CPU seconds of each way, after one unmeasured turn."""
+    for way in ways.values():
+        way()
+    found = dict.fromkeys(ways, float("inf"))
+    for _ in range(repeats):
+        for name, way in ways.items():
+            began = time.process_time()
+            way()
+            found[name] = min(found[name], time.process_time() - began)
+    return found
+
+
+def table(title: str, seconds: dict[str, float], count: int, unit: str) -> None:
+    """Print it as Markdown."""
+    before = next(iter(seconds.values()))
+    print(f"\n| {title} | {unit} | times the first |\n| --- | ---: | ---: |")
+    for name, took in seconds.items():
+        print(f"| {name} | {1000 * took / count:.3g} | {before / took:.2f} |")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--operators", action="store_true", help="profile the last way")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = [
+            f"federation.clients={CLIENTS}",
+            "training.steps=2",
+            f"threads={given.threads}",
+            f"output='{Path(folder) / 'run'}'",
+        ]
+        experiment = prepare(load_config(None, [*chosen, *given.set]))
+    ways: dict[str, Callable[[], object]] = {
+        "PEFT's layers, torch's dropout": lambda: in_peft(experiment, CLIENTS),
+        "florana's layers and dropout": lambda: with_torchs_products(experiment, CLIENTS),
+        "and oneDNN's products": lambda: in_groups(experiment, CLIENTS, 1),
+        "and eight clients at once": lambda: in_groups(experiment, CLIENTS, CLIENTS),
+    }
+    training = experiment.training
+    examples = CLIENTS * (training.steps or 1) * training.batch_size * training.accumulation
+    table("training", least(ways, given.repeats), examples, "CPU ms per example")
+    tests: dict[str, Callable[[], object]] = {
+        "PEFT's layers": lambda: evaluate(experiment, merged=False),
+        "factors merged into the weights": lambda: evaluate_with_torchs_products(experiment),
+        "and oneDNN's products": lambda: evaluate(experiment, merged=True),
+    }
+    count = len(experiment.clients[0].test)
+    table("evaluation", least(tests, given.repeats), count, "CPU ms per example")
+    masks = {"torch's": mask_of_torch, "by key": mask_by_key}
+    table("dropout mask of 1,024 × 384", least({**masks}, 20), 1, "CPU ms")
+    if given.operators:
+        with torch.profiler.profile() as profile:
+            in_groups(experiment, CLIENTS, CLIENTS)
+        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=20))
+
+
+if __name__ == "__main__":
+    main()

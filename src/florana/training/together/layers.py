@@ -1,0 +1,104 @@
+"""Layers in which every row of a batch meets its own client's parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from florana.training.together.dropout import keep
+from florana.training.together.frozen_linear import multiply
+from florana.training.together.shared import Pass
+
+
+class StackedLora(nn.Module):
+    r"""A frozen linear layer with the factors of k clients.
+
+    .. math:: y_i = W x_i + b + s\, B_{u(i)} A_{u(i)}\, \mathrm{dropout}(x_i)
+
+    for row i of client u(i). W x is one product for all clients; the others are batched over the clients. With a basis Q, B is
+    Q R of the trained core R.
+
+    Args:
+        name: of the module.
+        linear: the frozen layer.
+        scaling: s.
+        dropout: probability that a number of x is dropped on its way to A.
+        site: which place in the model this is.
+        shared: has the rows' clients and their factors.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        linear: nn.Linear,
+        scaling: float,
+        dropout: float,
+        site: int,
+        shared: Pass,
+    ) -> None:
+        super().__init__()
+        self._name, self._own, self._shared = name, (linear,), shared
+        self._scaling, self._dropout, self._site = scaling, dropout, site
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen W."""
+        return self._own[0].weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen b."""
+        return self._own[0].bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Y (n, ..., d_out) for x (n, ..., d_in)."""
+        values, name = self._shared.values, self._name
+        A, B = values[f"{name}.lora_A"], values[f"{name}.lora_B"]
+        basis = values.get(f"{name}.lora_basis")
+        if basis is not None:
+            B = torch.bmm(basis, B)
+        out = multiply(x, self.weight, self.bias)
+        if self.training and self._dropout:
+            keys = self._shared.keys_for(x, self._site)
+            x = x * keep(keys, self._site, x.shape, self._dropout, x.dtype)
+        rows = self._shared.by_client(x, name)
+        flat = out.view(rows.shape[0], -1, out.shape[-1])
+        if rows.dtype == A.dtype == out.dtype or torch.is_autocast_enabled(x.device.type):
+            inner = torch.bmm(rows, A.transpose(1, 2))
+            made = torch.baddbmm(flat, inner, B.transpose(1, 2), alpha=self._scaling)
+        else:  # a base in half precision: the factors compute in their own
+            inner = torch.bmm(rows.to(A.dtype), A.transpose(1, 2))
+            made = flat + self._scaling * torch.bmm(inner, B.transpose(1, 2))
+        return made.to(out.dtype).view(out.shape)
+
+
+class StackedLinear(nn.Module):
+    """A linear layer that every client trains in full, such as its head.
+
+    Args:
+        name: of the module, as in the names of its parameters.
+        linear: the layer in whose place this stands.
+        shared: has the rows' clients and their weights.
+    """
+
+    def __init__(self, name: str, linear: nn.Linear, shared: Pass) -> None:
+        super().__init__()
+        self._name, self._own, self._shared = name, (linear,), shared
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the layer in whose place this stands; models look at its dtype."""
+        return self._own[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Y (n, ..., d_out) for x (n, ..., d_in)."""
+        weight = self._shared.values[f"{self._name}.weight"]
+        bias = self._shared.values.get(f"{self._name}.bias")
+        rows = self._shared.by_client(x, self._name)
+        if not torch.is_autocast_enabled(x.device.type):
+            rows = rows.to(weight.dtype)  # a base in half precision; heads are trained in float32
+        if bias is None:
+            made = torch.bmm(rows, weight.transpose(1, 2))
+        else:
+            made = torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2))
+        return made.view(*x.shape[:-1], made.shape[-1])

@@ -1,0 +1,54 @@
+"""What the layers of a model share while the clients of a group go through it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Unfit(Exception):  # noqa: N818 (never leaves this package: it becomes a reason)
+    """A model computes in a way that its clients cannot share; the message is the reason."""
+
+
+class Pass:
+    """A batch on its way through the model: rows by client, and every client's own parameters.
+
+    Attributes:
+        clients: k, how many clients the rows are of; each has as many, one client after the other.
+        keys: (n,) int32, the key of every row's dropout.
+        values: name -> (k, ...) the clients' own tensors, stacked.
+        calls: place in the model -> times that it dropped numbers in this pass.
+    """
+
+    def __init__(self) -> None:
+        self.clients = 1
+        self.keys = torch.zeros(1, dtype=torch.int32)
+        self.values: Mapping[str, Tensor] = {}
+        self.calls: Counter[int] = Counter()
+
+    def by_client(self, x: Tensor, name: str) -> Tensor:
+        """Rows (n, ..., d) as (k, n/k · ..., d).
+
+        Raises:
+            Unfit: if the first axis is not that of the rows.
+        """
+        if x.ndim < 2 or x.shape[0] != len(self.keys):
+            raise Unfit(
+                f"module {name} gets {tuple(x.shape)} where the batch has {len(self.keys)} rows, so that "
+                "a row cannot be told to be a client's"
+            )
+        return x.reshape(self.clients, -1, x.shape[-1])
+
+    def keys_for(self, x: Tensor, site: int) -> Tensor:
+        """The keys of the rows of x (n, ..., d).
+
+        Raises:
+            Unfit: if the first axis is not that of the rows.
+        """
+        if x.ndim < 2 or x.shape[0] != len(self.keys):
+            raise Unfit(f"dropout of {tuple(x.shape)} where the batch has {len(self.keys)} rows")
+        self.calls[site] += 1
+        return self.keys
