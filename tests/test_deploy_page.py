@@ -93,9 +93,6 @@ def test_the_page_is_followed_as_it_is_printed(tmp_path: Path, minilm: object) -
         assert (tmp_path / "run" / name).is_file()
     assert len(list(tmp_path.glob("state*/cache/*.safetensors"))) == 3
     if "FLORANA_TRANSCRIPT" in os.environ:
-        typed.append(
-            ("# what SuperLink and SuperNodes said\n", (tmp_path / "processes.log").read_text())
-        )
         write_transcript(Path(os.environ["FLORANA_TRANSCRIPT"]), typed, tmp_path)
 
 

@@ -198,8 +198,7 @@ def _plan(provenance: Mapping[str, Any], config: RunConfig, event: Prepared) -> 
     table.add_column(style="bold")
     rows = {
         "model": f"{provenance['base_model']['name']} (SHA-256 {provenance['base_model']['sha256'][:12]}…, checked)",
-        "data": f"{data['name']}: {data['examples']} to train, {data['test_examples']} to test, "
-        + _asked(provenance, config),
+        "data": f"{data['name']}: {_how_many(data)}{_asked(provenance, config)}",
         "clients": f"{federation.clients}, {_who_takes_part(federation.participation)}, "
         + (
             f"{in_words(federation.model_dump())}, {min(sizes)} to {max(sizes)} examples each"
@@ -217,6 +216,12 @@ def _plan(provenance: Mapping[str, Any], config: RunConfig, event: Prepared) -> 
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _how_many(data: Mapping[str, Any]) -> str:
+    """Examples to train and to test, as far as this process has any."""
+    counts = {"to train": data["examples"], "to test": data["test_examples"]}
+    return "".join(f"{count} {what}, " for what, count in counts.items() if count)
 
 
 def _asked(provenance: Mapping[str, Any], config: RunConfig) -> str:
