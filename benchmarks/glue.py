@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 TASKS = ("sst2", "cola", "mrpc", "rte", "banking77", "ag_news")
 METHODS = ("fedit", "florana", "florana-opt", "ideal")
-SETTINGS = ("threads=1", "data.max_examples=2400", "federation.rounds=4", "training.steps=10")
+SETTINGS = ("threads=1", "data.max_examples=2400")
 """On top of the tasks' files."""
 
 

@@ -21,6 +21,7 @@ from florana.config import load_config
 from florana.experiments import runner
 from florana.experiments.events import Event, RoundRow
 from florana.experiments.setup import Experiment, prepare
+from florana.training import together
 from florana.training.loop import Place, train
 
 
@@ -32,9 +33,11 @@ def bare_round(experiment: Experiment, server_round: int) -> float:
         model.load(model.initial)
         place = Place(config.seed, server_round, config.federation.rounds, client)
         train(model, data.train, experiment.objective, config.training, place)
-        experiment.objective.evaluate(model, data.test)
+        with together.merged(model):
+            experiment.objective.evaluate(model, data.test)
         model.take()
-    experiment.objective.evaluate(model, experiment.test)
+    with together.merged(model):
+        experiment.objective.evaluate(model, experiment.test)
     return time.perf_counter() - began
 
 

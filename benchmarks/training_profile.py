@@ -24,6 +24,7 @@ from florana.experiments.setup import Experiment, prepare
 from florana.training import together
 from florana.training.loop import Place, train_in_peft
 from florana.training.together import frozen_linear
+from florana.training.together.batches import TOKENS, chunks, read
 from florana.training.together.dropout import keep
 
 CLIENTS = 8
@@ -56,7 +57,7 @@ def in_peft(experiment: Experiment, clients: int) -> None:
 
 
 def in_groups(experiment: Experiment, clients: int, size: int) -> None:
-    """florana's layers, so many clients at a time."""
+    """Florana's layers, so many clients at a time."""
     model = experiment.model
     found = together.fit(model, experiment.clients[0].train)
     model.load(model.initial)
@@ -80,7 +81,7 @@ def place(client: int) -> Place:
 
 
 def with_torchs_products(experiment: Experiment, clients: int) -> None:
-    """florana's layers on torch's own BLAS."""
+    """Florana's layers on torch's own BLAS."""
     with torchs_products():
         in_groups(experiment, clients, 1)
 
@@ -110,6 +111,46 @@ def mask_by_key() -> Tensor:
 def mask_of_torch() -> Tensor:
     """The mask that torch's dropout draws."""
     return torch.empty(ROWS // 32, 32, 384).bernoulli_(0.9).div_(0.9)
+
+
+def products() -> None:
+    """GFLOP/s of x Wᵀ for MiniLM's shapes, least times of twenty."""
+    print("\n| d_in, d_out | rows | torch's BLAS | oneDNN |\n| --- | ---: | ---: | ---: |")
+    for d_in, d_out in ((384, 384), (384, 1536), (1536, 384)):
+        weight = torch.randn(d_out, d_in)
+        for rows in (128, 1024):
+            x = torch.randn(rows, d_in)
+
+            def product(x: Tensor = x, weight: Tensor = weight) -> None:
+                for _ in range(10):
+                    frozen_linear.multiply(x, weight, None)
+
+            def torchs(product: Callable[[], None] = product) -> None:
+                with torchs_products():
+                    product()
+
+            took = least({"torch": torchs, "oneDNN": product}, 20)
+            work = 10 * 2e-9 * rows * d_in * d_out
+            said = " | ".join(f"{work / seconds:.0f}" for seconds in took.values())
+            print(f"| {d_in}, {d_out} | {rows:,} | {said} |")
+
+
+def padding(experiment: Experiment) -> None:
+    """Tokens per row of the clients' first batches: their own, padded to the longest, and in sorted chunks."""
+    readings = [
+        read(experiment.clients[client].train, experiment.training, place(client))
+        for client in range(CLIENTS)
+    ]
+    cpu = torch.device("cpu")
+    whole = [chunks([reading], 0, cpu, 10**9)[0].inputs["attention_mask"] for reading in readings]
+    cut = [chunk.inputs["attention_mask"] for chunk in chunks(readings, 0, cpu, TOKENS["cpu"])]
+    rows = sum(len(mask) for mask in whole)
+    own, padded, sorted_ = (
+        sum(int(mask.sum()) for mask in whole) / rows,
+        sum(mask.numel() for mask in whole) / rows,
+        sum(mask.numel() for mask in cut) / rows,
+    )
+    print(f"\ntokens per row: {own:.1f}, padded {padded:.1f}, in sorted chunks {sorted_:.1f}")
 
 
 def least(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -167,6 +208,8 @@ def main() -> None:
     table("evaluation", least(tests, given.repeats), count, "CPU ms per example")
     masks = {"torch's": mask_of_torch, "by key": mask_by_key}
     table("dropout mask of 1,024 × 384", least({**masks}, 20), 1, "CPU ms")
+    products()
+    padding(experiment)
     if given.operators:
         with torch.profiler.profile() as profile:
             in_groups(experiment, CLIENTS, CLIENTS)

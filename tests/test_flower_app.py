@@ -105,6 +105,11 @@ METHODS = {
     "parts in turn": ["method.name=rolora"],
     "few bits": ["method.name=ideal", "federation.uplink=int8", "federation.downlink=bfloat16"],
     "unlike ranks": ["method.name=florana-opt", "lora.client_ranks=[1, 2, 4]"],
+    "unlike ranks in few bits": [
+        "method.name=florana-opt",
+        "lora.client_ranks=[1, 2, 4]",
+        "federation.uplink=int8",
+    ],
     "dora": ["lora.variant=dora"],
 }
 

@@ -468,7 +468,7 @@ MALFORMED = {
     "csv short row": ("d.csv", "text,label\na,0\nb\n", "example 2: column 'label' holds no value"),
     "csv long row": ("d.csv", "text,class\na,0,more\n", "example 1: no column 'label'; it has text, class, None"),
     "csv huge field": ("d.csv", 'text,label\n"' + "x" * 200_000 + '",1\n', r"d\.csv cannot be read as UTF-8 csv: field larger"),
-    "no table": ("d.txt", GOOD, r"d\.txt is neither \.jsonl nor \.csv"),
+    "no table": ("d.tsv", GOOD, r"d\.tsv is none of \.jsonl, \.csv and \.txt"),
     "one label": ("d.jsonl", GOOD[:26] * 2, "2 examples with 1 label"),
 }  # fmt: skip
 
@@ -484,9 +484,12 @@ def test_a_malformed_table_is_told_with_its_place(
 
 
 def test_a_folder_without_tables_is_told(tmp_path: Path) -> None:
-    """A folder must hold a jsonl or csv file."""
-    with pytest.raises(DataError, match=r"holds no \.jsonl or \.csv file"):
+    """A folder must hold a jsonl, csv or txt file; texts beside tables are notes, not data."""
+    with pytest.raises(DataError, match=r"holds no \.jsonl, \.csv or \.txt file"):
         read(tmp_path)
+    (tmp_path / "LICENCE.txt").write_text("No speaker says this.")
+    (tmp_path / "a.jsonl").write_text(GOOD)
+    assert len(read(tmp_path)) == GOOD.count("\n")
 
 
 def test_a_source_that_is_nowhere_is_told() -> None:

@@ -119,27 +119,29 @@ def test_without_onednn_torchs_own_products_serve(monkeypatch: pytest.MonkeyPatc
     frozen_linear.onednn_serves.cache_clear()
 
 
-def test_a_chunk_has_the_same_rows_of_every_client_once(kinds: dict[str, Kind]) -> None:
-    """All chunks of a step hold each client's batch, shortest rows first, with their own keys and labels."""
+@pytest.mark.parametrize("most_tokens", [1, 60, 10**6])
+def test_chunks_hold_every_row_once(kinds: dict[str, Kind], most_tokens: int) -> None:
+    """Each client's batch of the step, row by row with its own key, label and tokens, in no more tokens than allowed."""
     readings = [read(examples, steps(2), HERE) for examples in clients_of(kinds["decoder"])]
-    cut = chunks(readings, 1, CPU, 60)
-    assert len(cut) > 1
-    for client, reading in enumerate(readings):
-        expected: Examples = reading.examples.take(reading.batches[1])
-        mine = [len(chunk.keys) // 3 for chunk in cut]
-        rows = [
-            (chunk, row)
-            for chunk, count in zip(cut, mine, strict=True)
-            for row in range(client * count, (client + 1) * count)
-        ]
-        keys = [int(chunk.keys[row]) for chunk, row in rows]
-        assert sorted(keys) == sorted(reading.keys[1].tolist())
-        lengths = [int(chunk.inputs["attention_mask"][row].sum()) for chunk, row in rows]
-        assert lengths == sorted(len(ids) for ids in expected.token_ids)
-        for (chunk, row), key, length in zip(rows, keys, lengths, strict=True):
-            place = reading.keys[1].tolist().index(key)
-            assert torch.equal(chunk.inputs["input_ids"][row, :length], expected.token_ids[place])
-            assert chunk.labels[row] == expected.labels[place]
+    cut = chunks(readings, 1, CPU, most_tokens)
+    found: list[tuple[int, int]] = []
+    for chunk in cut:
+        rows, width = chunk.inputs["input_ids"].shape
+        assert rows == 1 or rows * width <= most_tokens
+        assert [s.labels for s in chunk.shares] == [s.end - s.begin for s in chunk.shares]
+        assert [s.begin for s in chunk.shares] == [0, *(s.end for s in chunk.shares)][:-1]
+        for share in chunk.shares:
+            reading = readings[share.client]
+            expected: Examples = reading.examples.take(reading.batches[1])
+            for row in range(share.begin, share.end):
+                assert chunk.owner[row] == share.client
+                place = reading.keys[1].tolist().index(int(chunk.keys[row]))
+                length = int(chunk.inputs["attention_mask"][row].sum())
+                ids = chunk.inputs["input_ids"][row, :length]
+                assert torch.equal(ids, expected.token_ids[place])
+                assert chunk.labels[row] == expected.labels[place]
+                found.append((share.client, place))
+    assert sorted(found) == [(client, place) for client in range(3) for place in range(8)]
 
 
 class Loud(nn.Module):
@@ -177,10 +179,13 @@ def test_rows_that_are_regrouped_are_noticed() -> None:
     """A layer that sees tokens in place of rows refuses them."""
     shared = Pass()
     shared.clients, shared.keys = 2, torch.zeros(4, dtype=torch.int32)
-    assert shared.by_client(torch.zeros(4, 3, 5), "m").shape == (2, 6, 5)
+    assert shared.rows(torch.zeros(4, 3, 5), "m").shape == (4, 3, 5)
+    assert shared.rows(torch.zeros(4, 5), "m").shape == (4, 1, 5)
     for shape in ((12, 5), (5,), (8, 3, 5)):
         with pytest.raises(Unfit, match="module m gets"):
-            shared.by_client(torch.zeros(shape), "m")
+            shared.rows(torch.zeros(shape), "m")
+    shared.clients = 1
+    assert shared.rows(torch.zeros(4, 3, 5), "m").shape == (1, 12, 5)
 
 
 def test_a_trial_leaves_no_trace(kind: Kind) -> None:

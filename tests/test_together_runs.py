@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from causal_runs import run, speakers
 from florana.config import load_config
-from florana.errors import FederationError
+from florana.errors import ConfigError, FederationError
 from florana.experiments import runner
 from florana.experiments.client import ClientWork
 from florana.experiments.events import ClientLeftOut, ClientStarted, Event, Note, RoundRow
@@ -150,3 +151,19 @@ def test_what_cannot_be_trained_at_once_is_trained_one_by_one_with_a_note(
     assert len(notes) == 1
     assert notes[0].startswith(f"clients are trained one by one: lora.variant '{variant}'")
     assert adapter(tmp_path / "one").equal(adapter(tmp_path / "two"))
+
+
+def test_writers_are_trained_at_once(data_root: Path, tmp_path: Path) -> None:
+    """Two rounds of a real Llama of four speakers, with losses over unequal numbers of tokens."""
+    chosen = speakers(data_root, tmp_path)
+    run(tmp_path / "one", *chosen)
+    _, events = run(tmp_path / "four", *chosen, "federation.clients_at_once=4")
+    one, four = adapter(tmp_path / "one"), adapter(tmp_path / "four")
+    assert torch.linalg.vector_norm(one - four) <= 1e-4 * torch.linalg.vector_norm(one)
+    assert not [e for e in events if isinstance(e, Note) and "one by one" in e.text]
+
+
+def test_other_engines_refuse_to_train_clients_at_once(settings: list[str]) -> None:
+    """There every client has a process of its own; nothing is ignored in silence."""
+    with pytest.raises(ConfigError, match="clients_at_once = 2 is of engine 'local'"):
+        load_config(None, [*settings, TWO, "federation.engine=simulation"])

@@ -28,7 +28,7 @@ class DataConfig(Section):
     a model learns a class for a text (``classification``), a number (``regression``), or to write a response to a
     prompt (``causal``). ``metric`` judges rounds; by default the family's or task's first.
 
-    ``source`` is ``"docstrings"``, a jsonl or csv file, a folder of them, or a hub name
+    ``source`` is ``"docstrings"``, a jsonl, csv or txt file, a folder of them, or a hub name
     ``owner/name[:config][@split]``; ``$VARIABLES`` of the environment are filled in. ``test`` is a second source for the global test set; without it
     ``test_fraction`` of the data is held out. ``second_test`` is one more, or the name of a known task, whose scores are told and judge nothing.
     Each client holds out ``local_test_fraction`` of its own.

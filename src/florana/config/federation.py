@@ -63,6 +63,10 @@ class FederationConfig(Section):
                 f"min_clients = {self.min_clients} is more than the "
                 f"{sampled_clients(self)} clients drawn in a round"
             )
+        if self.engine != "local" and self.clients_at_once != 1:
+            misfits.append(
+                f"clients_at_once = {self.clients_at_once} is of engine 'local'; on {self.engine!r} every client has a process"
+            )
         if misfits:
             raise ValueError("; ".join(misfits))
         return self

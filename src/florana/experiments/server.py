@@ -44,6 +44,7 @@ from florana.federation.client_app import own_model
 from florana.federation.outcome import RoundOutcome
 from florana.federation.records import Held
 from florana.federation.strategy import LoraStrategy
+from florana.training import together
 from florana.training.evaluation import Score
 
 Watch = Callable[[Event], None]
@@ -234,10 +235,11 @@ class ServerHalf:
         assert self._side.test is not None
         self._model.load(held.adapter, held.residual)
         bf16 = self._config.training.bf16
-        score = self._objective.evaluate(self._model, self._side.test, bf16=bf16)
-        if self._side.second_test is None:
-            return score
-        second = self._objective.evaluate(self._model, self._side.second_test, bf16=bf16)
+        with together.merged(self._model):
+            score = self._objective.evaluate(self._model, self._side.test, bf16=bf16)
+            if self._side.second_test is None:
+                return score
+            second = self._objective.evaluate(self._model, self._side.second_test, bf16=bf16)
         told = {f"{self._metric.name} (second test)": second.value}
         return score._replace(others={**score.others, **told})
 

@@ -12,9 +12,9 @@ from flwr.common.constant import ErrorCode
 
 from florana import lowrank
 from florana.adapter import EVERYTHING, Adapter, LoraPair, Plan
-from florana.aggregators import check_compatible, check_finite
+from florana.aggregators import card, check_compatible, check_finite, narrowed
 from florana.errors import AdapterError
-from florana.federation.manifest import sent_parts
+from florana.federation.manifest import blank_adapter, read_manifest, sent_parts
 from florana.federation.records import Held, unpack
 
 MAX_EXAMPLES = 1e15
@@ -75,14 +75,17 @@ def _shortened(reason: str) -> str:
     return f"{line[:first]} [...] {line[first - REASON_LENGTH :]}"
 
 
-def read_adapter(content: RecordDict, start: Adapter, plan: Plan, mixed_ranks: bool) -> Adapter:
+def read_adapter(content: RecordDict, start: Adapter, plan: Plan, method: str) -> Adapter:
     """The adapter that a client trained.
+
+    A reply in few bits may be a difference to what the client was sent; of a client of a smaller rank that was its share
+    of the start.
 
     Args:
         content: its reply.
         start: what the round began with; gives the parts that the client did not send.
         plan: what it was asked to train and send.
-        mixed_ranks: whether smaller ranks than the start's are welcome.
+        method: name of the method; it says whether smaller ranks than the start's are welcome.
 
     Raises:
         AdapterError: if it sent other parts, does not fit the start, or holds NaN or infinity.
@@ -93,10 +96,12 @@ def read_adapter(content: RecordDict, start: Adapter, plan: Plan, mixed_ranks: b
             f"it sent the parts {', '.join(sorted(parts)) or 'none'}, "
             f"the plan asks for {', '.join(sorted(plan.sent)) or 'none'}"
         )
-    adapter = unpack(content, start, Held(start)).adapter
+    came = blank_adapter(read_manifest(content), start)
+    ranks = [min(came.pairs[name].rank, pair.rank) for name, pair in start.pairs.items()]
+    adapter = unpack(content, start, Held(narrowed(start, method, ranks))).adapter
     check_compatible(adapter, start)
     check_finite(adapter)
-    _check_ranks(adapter, start, mixed_ranks)
+    _check_ranks(adapter, start, card(method).mixed_ranks)
     _check_bases(adapter, start)
     if plan.sent != EVERYTHING:
         _check_scalings(adapter, start)

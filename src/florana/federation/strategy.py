@@ -24,7 +24,6 @@ from florana.aggregators import (
     GlobalState,
     aggregate,
     build,
-    card,
     check_base_weights,
     check_server,
     first_state,
@@ -292,9 +291,7 @@ class LoraStrategy(FedAvg):
                     client = f"client {partition}"
                 if partition in used:
                     raise AdapterError("it replied twice")
-                adapter = read_adapter(
-                    content, self._state.adapter, plan, card(self._method).mixed_ranks
-                )
+                adapter = read_adapter(content, self._state.adapter, plan, self._method)
                 check_step(adapter, self._state.adapter, self._max_norm)
                 mistake = self._roster.claim(node, partition)
                 if mistake is not None:

@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 
 def read(source: str) -> list[Row]:
-    """Read a jsonl or csv file, a folder of them, or a hub data set ``owner/name[:config][@split]``.
+    """Read a jsonl, csv or txt file, a folder of them, or a hub data set ``owner/name[:config][@split]``.
 
     Args:
         source: file, folder or hub name. A path that exists wins over a hub name.
@@ -41,7 +41,10 @@ def plain(value: object) -> str:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(p for p in path.iterdir() if p.suffix in {".jsonl", ".csv", ".txt"})
+    files = sorted(path.iterdir())
+    # beside tables a text is a licence or a note, and nothing to learn from
+    found = [p for p in files if p.suffix in {".jsonl", ".csv"}]
+    found = found or [p for p in files if p.suffix == ".txt"]
     if not found:
         raise DataError(f"{path} holds no .jsonl, .csv or .txt file")
     return found

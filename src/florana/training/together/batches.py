@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,21 +38,32 @@ class Reading:
     keys: NDArray[np.int32]
 
 
+class Share(NamedTuple):
+    """The rows of one client in a chunk: ``begin`` to ``end``, whose mean loss is over so many labels."""
+
+    client: int
+    begin: int
+    end: int
+    labels: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """A part of the batches of k clients: as many rows of each, one client after the other.
+    """A part of the batches of k clients, one client's rows after the other's.
 
     Args:
         inputs: of the model.
         labels: as :meth:`Examples.batch` gives them.
         keys: (n,) int32.
-        counts: per client, over how many labels the loss of its rows is a mean.
+        owner: (n,) which client each row is of.
+        shares: of the clients that have rows here.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     keys: Tensor
-    counts: list[int]
+    owner: Tensor
+    shares: list[Share]
 
 
 def read(examples: Examples, config: TrainingConfig, place: Place) -> Reading:
@@ -68,24 +81,44 @@ def read(examples: Examples, config: TrainingConfig, place: Place) -> Reading:
 def chunks(
     readings: Sequence[Reading], number: int, device: torch.device, most_tokens: int
 ) -> list[Chunk]:
-    """Batch ``number`` of each of these clients, its rows sorted by length, in chunks of about ``most_tokens``.
+    """Batch ``number`` of each of these clients, all rows sorted by length, in chunks of at most ``most_tokens``.
 
-    A chunk has the same number of rows of every client: the shortest of each, then the next, and so on.
+    Sorting wastes least on padding. What a row gives does not depend on the chunk that it is in.
     """
-    ordered = [_by_length(reading, number) for reading in readings]
-    longest = max(
-        len(r.examples.token_ids[o[0][-1]]) for r, o in zip(readings, ordered, strict=True)
-    )
-    rows = len(ordered[0][0])
-    at_once = max(1, most_tokens // (len(readings) * longest))
+    rows = [
+        (len(reading.examples.token_ids[i]), client, place)
+        for client, reading in enumerate(readings)
+        for place, i in enumerate(reading.batches[number])
+    ]
+    rows.sort(reverse=True)
     made = []
-    for block in np.array_split(np.arange(rows), -(-rows // at_once)):
-        parts = [r.examples.take(o[0][block]) for r, o in zip(readings, ordered, strict=True)]
-        inputs, labels = joined(parts).batch(np.arange(len(block) * len(parts)), device)
-        keys = torch.from_numpy(np.concatenate([o[1][block] for o in ordered])).to(device)
-        counts = [_count(labels[i * len(block) :][: len(block)]) for i in range(len(parts))]
-        made.append(Chunk(inputs, labels, keys, counts))
+    while rows:
+        size = max(1, most_tokens // rows[0][0])
+        made.append(_chunk(readings, number, sorted(row[1:] for row in rows[:size]), device))
+        rows = rows[size:]
     return made
+
+
+def _chunk(
+    readings: Sequence[Reading], number: int, rows: Sequence[tuple[int, int]], device: torch.device
+) -> Chunk:
+    """The rows (client, place in its batch), which are sorted."""
+    parts, keys = [], []
+    shares: list[Share] = []
+    for client, mine in groupby(rows, key=lambda row: row[0]):
+        reading, places = readings[client], np.array([place for _, place in mine])
+        parts.append(reading.examples.take(reading.batches[number][places]))
+        keys.append(reading.keys[number][places])
+        begin = shares[-1].end if shares else 0
+        shares.append(Share(client, begin, begin + len(places), 0))
+    inputs, labels = joined(parts).batch(np.arange(len(rows)), torch.device("cpu"))
+    return Chunk(
+        {name: tensor.to(device) for name, tensor in inputs.items()},
+        labels.to(device),
+        torch.from_numpy(np.concatenate(keys)).to(device),
+        torch.tensor([client for client, _ in rows], device=device),
+        [s._replace(labels=_count(labels[s.begin : s.end])) for s in shares],
+    )
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
@@ -105,19 +138,6 @@ def joined(parts: Sequence[Examples]) -> Examples:
         else torch.cat([part.prompts for part in parts if part.prompts is not None]),
         references=None,
     )
-
-
-def rows_of(chunk: Chunk, logits: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Every client's logits and labels in a chunk, and over how many labels their loss is a mean."""
-    k = len(chunk.counts)
-    yield from zip(logits.chunk(k), chunk.labels.chunk(k), chunk.counts, strict=True)
-
-
-def _by_length(reading: Reading, number: int) -> tuple[Indices, NDArray[np.int32]]:
-    chosen, keys = reading.batches[number], reading.keys[number]
-    lengths = [len(reading.examples.token_ids[i]) for i in chosen]
-    order = np.argsort(lengths, kind="stable")
-    return chosen[order], keys[order]
 
 
 def _count(labels: Tensor) -> int:

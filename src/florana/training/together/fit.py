@@ -86,7 +86,8 @@ def _draws(
     inputs, _ = joined([examples.take(chosen[:1]), examples.take(chosen[1:])]).batch(
         np.arange(2), model.device
     )
-    shared.clients, shared.keys = 2, torch.arange(2, dtype=torch.int32, device=model.device)
+    shared.clients, shared.owner = 2, torch.arange(2, device=model.device)
+    shared.keys = shared.owner.int()
     leaves = trained_names(model, tensors, parts)
     values = {n: torch.stack([t, t]).to(model.device) for n, t in tensors.items()}
     shared.values = {n: t.requires_grad_(n in leaves) for n, t in values.items()}

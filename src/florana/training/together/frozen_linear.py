@@ -17,7 +17,7 @@ def onednn_serves() -> bool:
     """Whether float32 products on this CPU go through oneDNN in place of torch's BLAS.
 
     On processors with AVX-512 oneDNN uses it; MKL, which torch's CPU builds come with, does so on Intel's only and takes
-    2.3 times as long on AMD's (docs/performance.md). The rule looks at the processor and measures nothing, so that a
+    about twice as long on AMD's (docs/performance.md). The rule looks at the processor and measures nothing, so that a
     resumed run computes with the same library as before.
     """
     there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

@@ -52,23 +52,28 @@ class StackedLora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Y (n, ..., d_out) for x (n, ..., d_in)."""
-        values, name = self._shared.values, self._name
-        A, B = values[f"{name}.lora_A"], values[f"{name}.lora_B"]
-        basis = values.get(f"{name}.lora_basis")
+        shared, name = self._shared, self._name
+        A, B = shared.own(f"{name}.lora_A"), shared.own(f"{name}.lora_B")
+        assert A is not None
+        assert B is not None
+        basis = shared.own(f"{name}.lora_basis")
         if basis is not None:
             B = torch.bmm(basis, B)
+        up = B.transpose(
+            1, 2
+        ).contiguous()  # (k, r, d_out): its products' gradients are faster than B's
         out = multiply(x, self.weight, self.bias)
         if self.training and self._dropout:
-            keys = self._shared.keys_for(x, self._site)
+            keys = shared.keys_for(x, self._site)
             x = x * keep(keys, self._site, x.shape, self._dropout, x.dtype)
-        rows = self._shared.by_client(x, name)
+        rows = shared.rows(x, name)
         flat = out.view(rows.shape[0], -1, out.shape[-1])
         if rows.dtype == A.dtype == out.dtype or torch.is_autocast_enabled(x.device.type):
             inner = torch.bmm(rows, A.transpose(1, 2))
-            made = torch.baddbmm(flat, inner, B.transpose(1, 2), alpha=self._scaling)
+            made = torch.baddbmm(flat, inner, up, alpha=self._scaling)
         else:  # a base in half precision: the factors compute in their own
             inner = torch.bmm(rows.to(A.dtype), A.transpose(1, 2))
-            made = flat + self._scaling * torch.bmm(inner, B.transpose(1, 2))
+            made = flat + self._scaling * torch.bmm(inner, up)
         return made.to(out.dtype).view(out.shape)
 
 
@@ -92,9 +97,10 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Y (n, ..., d_out) for x (n, ..., d_in)."""
-        weight = self._shared.values[f"{self._name}.weight"]
-        bias = self._shared.values.get(f"{self._name}.bias")
-        rows = self._shared.by_client(x, self._name)
+        weight = self._shared.own(f"{self._name}.weight")
+        assert weight is not None
+        bias = self._shared.own(f"{self._name}.bias")
+        rows = self._shared.rows(x, self._name)
         if not torch.is_autocast_enabled(x.device.type):
             rows = rows.to(weight.dtype)  # a base in half precision; heads are trained in float32
         if bias is None:

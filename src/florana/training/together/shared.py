@@ -17,7 +17,8 @@ class Pass:
     """A batch on its way through the model: rows by client, and every client's own parameters.
 
     Attributes:
-        clients: k, how many clients the rows are of; each has as many, one client after the other.
+        clients: k, how many clients the rows may be of.
+        owner: (n,) which client each row is of.
         keys: (n,) int32, the key of every row's dropout.
         values: name -> (k, ...) the clients' own tensors, stacked.
         calls: place in the model -> times that it dropped numbers in this pass.
@@ -25,12 +26,22 @@ class Pass:
 
     def __init__(self) -> None:
         self.clients = 1
+        self.owner = torch.zeros(1, dtype=torch.int64)
         self.keys = torch.zeros(1, dtype=torch.int32)
         self.values: Mapping[str, Tensor] = {}
         self.calls: Counter[int] = Counter()
 
-    def by_client(self, x: Tensor, name: str) -> Tensor:
-        """Rows (n, ..., d) as (k, n/k · ..., d).
+    def own(self, name: str) -> Tensor | None:
+        """Every row's own tensor (n, ...); (1, ...) where all rows are of one client; None if there is none of that name."""
+        value = self.values.get(name)
+        if value is None or self.clients == 1:
+            return value
+        if value.device.type == "cpu":
+            return value.index_select(0, self.owner)
+        return value[self.owner]  # whose gradient is added up in one order there
+
+    def rows(self, x: Tensor, name: str) -> Tensor:
+        """Rows (n, ..., d) as (n, tokens, d), to meet :meth:`own`; (1, all tokens, d) where all are of one client.
 
         Raises:
             Unfit: if the first axis is not that of the rows.
@@ -40,7 +51,7 @@ class Pass:
                 f"module {name} gets {tuple(x.shape)} where the batch has {len(self.keys)} rows, so that "
                 "a row cannot be told to be a client's"
             )
-        return x.reshape(self.clients, -1, x.shape[-1])
+        return x.reshape(1 if self.clients == 1 else len(self.keys), -1, x.shape[-1])
 
     def keys_for(self, x: Tensor, site: int) -> Tensor:
         """The keys of the rows of x (n, ..., d).

@@ -16,7 +16,7 @@ from florana.training.examples import Examples
 from florana.training.lora_model import LoraModel
 from florana.training.objectives import Objective
 from florana.training.schedule import Place, learning_rate
-from florana.training.together.batches import TOKENS, Chunk, Reading, chunks, read, rows_of
+from florana.training.together.batches import TOKENS, Chunk, Reading, chunks, read
 from florana.training.together.parameters import Stack
 from florana.training.together.shared import Pass, Unfit
 from florana.training.together.swap import stacked
@@ -128,7 +128,6 @@ class _Group:
         self._model, self._inner, self._shared = model, inner, shared
         self._jobs, self._readings, self._config = jobs, readings, config
         self._device = model.device
-        self._nothing = torch.zeros((), device=model.device)
         self._totals = [0.0] * len(jobs)
         self._errors: list[FederationError | None] = [None] * len(jobs)
 
@@ -165,26 +164,33 @@ class _Group:
             cut = chunks(
                 self._readings[:clients], number, self._device, TOKENS.get(self._device.type, 1024)
             )
-            totals = [sum(counts) for counts in zip(*(c.counts for c in cut), strict=True)]
+            totals = [0] * clients
+            for share in (share for chunk in cut for share in chunk.shares):
+                totals[share.client] += share.labels
             for chunk in cut:
-                losses += self._backward(objective, chunk, totals).cpu() / accumulation
+                for client, part in self._backward(objective, chunk, totals).items():
+                    losses[client] += part / accumulation
             losses[[total == 0 for total in totals]] = float("nan")  # nothing to learn from
         return losses.tolist()
 
-    def _backward(self, objective: Objective, chunk: Chunk, totals: Sequence[int]) -> Tensor:
-        """One chunk's share of every client's mean loss (k,), whose gradient is added up."""
-        self._shared.keys = chunk.keys
-        device = self._device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self._config.bf16):
+    def _backward(
+        self, objective: Objective, chunk: Chunk, totals: Sequence[int]
+    ) -> dict[int, float]:
+        """One chunk's share of its clients' mean losses, whose gradient is added up."""
+        self._shared.keys, self._shared.owner = chunk.keys, chunk.owner
+        told = [share for share in chunk.shares if share.labels]
+        if not told:  # not a single token of a response
+            return {}
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.bf16):
             logits = self._inner(**chunk.inputs).logits
-            shares = [
-                objective.loss(said, labels) * (count / total) if count else self._nothing
-                for (said, labels, count), total in zip(rows_of(chunk, logits), totals, strict=True)
+            parts = [
+                objective.loss(logits[s.begin : s.end], chunk.labels[s.begin : s.end])
+                * (s.labels / totals[s.client])
+                for s in told
             ]
-        losses = torch.stack(shares)
-        if losses.requires_grad:  # a chunk can be without a single token of a response
-            (losses.sum() / self._config.accumulation).backward()  # type: ignore[no-untyped-call]
-        return losses.detach()
+        losses = torch.stack(parts)
+        (losses.sum() / self._config.accumulation).backward()  # type: ignore[no-untyped-call]
+        return dict(zip((s.client for s in told), losses.tolist(), strict=True))
 
     def _note(self, step: int, losses: Sequence[float]) -> None:
         for client, loss in enumerate(losses):
