@@ -214,7 +214,8 @@ def test_many_adapters_are_counted_and_the_first_shown(tmp_path: Path) -> None:
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import florana.folders.writing as job
 combine = job.combine
 def slowly(*arguments):
