@@ -192,7 +192,10 @@ class Adapter:
 
     def __post_init__(self) -> None:
         for name in ("pairs", "extras", "peft_config", "layouts"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+            given = getattr(self, name)
+            # A read-only one stays as it is: nothing is copied, and pairs that are read from a disk stay there.
+            if not isinstance(given, MappingProxyType):
+                object.__setattr__(self, name, MappingProxyType(dict(given)))
 
     def tensors(self, parts: Collection[Part] = EVERYTHING) -> dict[str, Tensor]:
         """Tensors by unique name: ``<module>.lora_A``, ``<module>.lora_B``, …, then the extras.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,22 +114,12 @@ def aggregate(
             f"server.step_size: {method} steps from the factors that the round began with, and they are not known "
             f"without state; pass state, or use one of {able(lambda c: c.fits_target)}"
         )
-    views = [
-        _view(
-            name,
-            updates,
-            weights,
-            rank,
-            alpha,
-            state,
-            server,
-            made,
-            fitted,
-            (base_weights or {}).get(name),
-        )
-        for name in updates[0].adapter.pairs
-    ]
-    return _assemble(made, fitted, views, updates, weights, state, server, plan)
+
+    def look(name: str) -> View:
+        weight, step_size = (base_weights or {}).get(name), server.step_size if fitted else None
+        return _view(name, updates, weights, rank, alpha, state, step_size, weight)
+
+    return _assemble(made, fitted, look, updates, weights, state, server, plan)
 
 
 def _view(
@@ -137,11 +129,10 @@ def _view(
     rank: int | None,
     alpha: float | None,
     state: GlobalState | None,
-    server: ServerConfig,
-    method: Method,
-    fitted: bool,
+    step_size: float | None,
     weight: Tensor | None,
 ) -> View:
+    """One module of all clients, before anything is aimed at; ``step_size`` is None for methods that average."""
     pairs = [u.adapter.pairs[name] for u in updates]
     # Ties go to the larger scaling, so that the order of clients decides nothing.
     largest = max(range(len(pairs)), key=lambda u: (pairs[u].rank, pairs[u].scaling))
@@ -162,7 +153,6 @@ def _view(
         form = hira_form(pairs, start, residual, weight)
     if weight is not None and widest.variant == "dora":
         plain = Module(name, pairs, weights, rank, alpha, widest.rslora).average
-        step_size = server.step_size if fitted else None
         try:
             form = dora_form(pairs, weights, start, residual, weight, plain, step_size)
         except AggregationError as error:
@@ -179,22 +169,29 @@ def _view(
         state.initial.pairs[name] if state else None,
         metric=form.metric,
     )
+    return View(module, form)
+
+
+def _aimed(
+    view: View, method: Method, state: GlobalState | None, server: ServerConfig
+) -> tuple[Module, Product | None]:
+    """The module with what the method and the server's add-ons aim at, and the add-ons' new momentum."""
+    module, form = view
     if isinstance(method, Wants):
         module = replace(module, aim=method.wanted(module))
-    momentum = None
-    if server.changes_target:
-        memory = state.memory.get(name, Memory()) if state else Memory()
-        origin = form.start.product if form.start else None
-        clients, average = [p.product for p in form.pairs], module.average.product
-        aimed, momentum = aim(clients, weights, origin, memory, server, average, module.goal)
-        module = replace(module, aim=aimed)
-    return View(module, momentum, form)
+    if not server.changes_target:
+        return module, None
+    memory = state.memory.get(module.name, Memory()) if state else Memory()
+    origin = form.start.product if form.start else None
+    clients, average = [p.product for p in form.pairs], module.average.product
+    aimed, momentum = aim(clients, module.weights, origin, memory, server, average, module.goal)
+    return replace(module, aim=aimed), momentum
 
 
 def _assemble(
     method: Method,
     fits_target: bool,
-    views: Sequence[View],
+    look: Callable[[str], View],
     updates: Sequence[ClientUpdate],
     weights: Sequence[float],
     state: GlobalState | None,
@@ -202,24 +199,14 @@ def _assemble(
     plan: Plan,
 ) -> Aggregate:
     first = updates[0].adapter
-    pairs: dict[str, LoraPair] = {}
-    increment: dict[str, Product] = {}
-    memory: dict[str, Memory] = {}
-    for module, momentum, form in views:
-        result = _in_dtype(form.finish(method(module)), module, first.pairs[module.name])
-        if module.aim is not None and not fits_target and state is not None:
-            start = state.adapter.pairs[module.name]
-            result = result._replace(pair=_step(start, result.pair, server.step_size))
-        pairs[module.name] = result.pair
-        if result.increment is not None:
-            increment[module.name] = result.increment
-        if server.momentum > 0 or server.error_feedback:
-            carried = _cut_off(module, result) if server.error_feedback else None
-            memory[module.name] = Memory(momentum, carried)
-    extras = {
-        name: _mean([u.adapter.extras[name] for u in updates], weights) for name in first.extras
+    # One module after the other: a stack of all clients' factors is large.
+    made = {
+        name: _one(look(name), first.pairs[name], method, fits_target, state, server)
+        for name in first.pairs
     }
-    trained = replace(first, pairs=pairs, extras=extras)
+    increment = {n: m.increment for n, m in made.items() if m.increment is not None}
+    extras = {name: _mean(partial(_each, updates, name), weights) for name in first.extras}
+    trained = replace(first, pairs={name: m.pair for name, m in made.items()}, extras=extras)
     if state is not None:  # what was not sent stays as it was, to the bit
         trained = trained.with_tensors(state.adapter.tensors(EVERYTHING - plan.sent))
     return Aggregate(
@@ -227,10 +214,40 @@ def _assemble(
         increment,
         add_increment(state.residual if state else {}, increment),
         {u.client_id: w for u, w in zip(updates, weights, strict=True)},
-        memory,
-        views,
+        {name: m.memory for name, m in made.items() if m.memory is not None},
+        look,
+        {name: m.solved for name, m in made.items()},
         state is None or not plan.home,
     )
+
+
+class _One(NamedTuple):
+    """What became of one module, without the clients' factors."""
+
+    pair: LoraPair
+    increment: Product | None
+    memory: Memory | None
+    solved: Mapping[str, lowrank.Svd | Product]
+
+
+def _one(
+    view: View,
+    like: LoraPair,
+    method: Method,
+    fits_target: bool,
+    state: GlobalState | None,
+    server: ServerConfig,
+) -> _One:
+    module, momentum = _aimed(view, method, state, server)
+    result = _in_dtype(view.form.finish(method(module)), module, like)
+    if module.aim is not None and not fits_target and state is not None:
+        start = state.adapter.pairs[module.name]
+        result = result._replace(pair=_step(start, result.pair, server.step_size))
+    memory = None
+    if server.momentum > 0 or server.error_feedback:
+        carried = _cut_off(module, result) if server.error_feedback else None
+        memory = Memory(momentum, carried)
+    return _One(result.pair, result.increment, memory, module.solved)
 
 
 def _step(start: LoraPair, mean: LoraPair, step_size: float) -> LoraPair:
@@ -267,9 +284,16 @@ def _in_dtype(result: ModuleResult, module: Module, like: LoraPair) -> ModuleRes
     return ModuleResult(pair, increment)
 
 
-def _mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    if all(torch.equal(tensor, tensors[0]) for tensor in tensors[1:]):
-        return tensors[0].clone()  # to the bit, in float64 too
-    mean = sum(w * t.double() for w, t in zip(weights, tensors, strict=True))
-    assert isinstance(mean, Tensor)
-    return mean.to(tensors[0])
+def _each(updates: Sequence[ClientUpdate], name: str) -> Iterator[Tensor]:
+    return (update.adapter.extras[name] for update in updates)
+
+
+def _mean(tensors: Callable[[], Iterable[Tensor]], weights: Sequence[float]) -> Tensor:
+    """The weighted mean of the clients' tensors, which are gone through twice, one at a time."""
+    first = next(iter(tensors()))
+    if all(torch.equal(tensor, first) for tensor in tensors()):
+        return first.clone()  # to the bit, in float64 too
+    mean = torch.zeros_like(first, dtype=torch.float64)
+    for w, tensor in zip(weights, tensors(), strict=True):
+        mean += w * tensor.double()
+    return mean.to(first)

@@ -9,7 +9,7 @@ network; the loop over modules, the checks and the error report are written once
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -56,13 +56,24 @@ class Module:
 
     @cached_property
     def mean(self) -> Product:
-        r"""The mean of the clients' updates in factored form, :math:`C = \sum_u w_u s_u B_u A_u`."""
+        r"""The mean of the clients' updates in factored form, :math:`C = \sum_u w_u s_u B_u A_u`.
+
+        Its factors are the stack of all clients', or :func:`~florana.lowrank.compact` where that takes fewer numbers:
+        then the clients are added up one after the other, and memory does not grow with their number.
+        """
+        if sum(pair.rank for pair in self.pairs) > min(self.pairs[0].shape):
+            return _summed(self.pairs, self.weights)
+        return self.stack
+
+    @cached_property
+    def stack(self) -> Product:
+        """The same, with the factors of all clients next to each other."""
         return _stacked(self.pairs, self.weights)
 
     @cached_property
     def grams(self) -> Grams:
-        """Inner products of all rows of the mean's A, and of all columns of its B: two (R, R) matrices."""
-        return Grams.of(self.mean)
+        """Inner products of all rows of the stack's A, and of all columns of its B: two (R, R) matrices."""
+        return Grams.of(self.stack)
 
     @property
     def goal(self) -> Product:
@@ -100,6 +111,20 @@ class Module:
         if self.metric is not None:
             return _weighted.nearest(self.target, self.metric, self.rank)
         return lowrank.split(self.svd, self.rank, "balanced")
+
+    @property
+    def solved(self) -> dict[str, lowrank.Svd | Product]:
+        """What was found so far that holds of the same module without ``aim`` too.
+
+        It is small, and copied: the stacks of all clients' factors that it was made of can go.
+        """
+        names = ("svd", "best") if self.aim is None else ("ideal_svd",)
+        found = {name: self.__dict__[name] for name in names if name in self.__dict__}
+        return {name: made._make(t.clone() for t in made) for name, made in found.items()}
+
+    def recall(self, solved: Mapping[str, lowrank.Svd | Product]) -> None:
+        """Take what an equal module has :attr:`solved`, so that it is not done twice."""
+        self.__dict__.update(solved)
 
     @property
     def leading(self) -> lowrank.Svd:
@@ -198,6 +223,22 @@ def _stacked(pairs: Sequence[LoraPair], weights: Sequence[float]) -> Product:
         B[:, place], A[place] = pair.folded().B, pair.A
         scales += [w * pair.scaling] * pair.rank
     return Product(B.mul_(torch.tensor(scales, dtype=B.dtype, device=B.device)), A)
+
+
+def _summed(pairs: Sequence[LoraPair], weights: Sequence[float]) -> Product:
+    """Σ w_u s_u B_u A_u as :func:`lowrank.compact` has it, from blocks of no more rows than that."""
+    (d_out, d_in), least = pairs[0].shape, min(pairs[0].shape)
+    total = torch.zeros(d_out, d_in, dtype=torch.float64, device=pairs[0].B.device)
+    begin = 0
+    while begin < len(pairs):
+        end, rows = begin + 1, pairs[begin].rank
+        while end < len(pairs) and rows + pairs[end].rank <= least:
+            rows, end = rows + pairs[end].rank, end + 1
+        block = _stacked(pairs[begin:end], weights[begin:end])
+        total.addmm_(block.B, block.A)
+        begin = end
+    identity = torch.eye(least, dtype=total.dtype, device=total.device)
+    return Product(total, identity) if d_in <= d_out else Product(identity, total)
 
 
 def _alpha_for(scaling: float, rank: int, rslora: bool) -> float:

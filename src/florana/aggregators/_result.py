@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -13,14 +13,13 @@ from florana.aggregators._errors import Errors, together
 from florana.aggregators._server import Memory
 from florana.aggregators._state import with_residual
 from florana.aggregators._variants import Form
-from florana.lowrank import Product
+from florana.lowrank import Product, Svd
 
 
 class View(NamedTuple):
-    """A module as the method sees it, what the server's add-ons make of it, and the way back from it."""
+    """A module of all clients as the methods see it, and the way back from it."""
 
     module: Module
-    momentum: Product | None
     form: Form
 
 
@@ -41,7 +40,8 @@ class Aggregate:
     residual: Mapping[str, Product]
     weights: Mapping[str, float]
     memory: Mapping[str, Memory] = field(repr=False)
-    _views: Sequence[View] = field(repr=False)
+    _look: Callable[[str], View] = field(repr=False)
+    _solved: dict[str, Mapping[str, Svd | Product]] = field(repr=False)
     _measurable: bool = field(repr=False)
 
     @cached_property
@@ -53,15 +53,15 @@ class Aggregate:
     def errors(self) -> Mapping[str, Errors]:
         """Module -> :class:`Errors` of what was really made, rounding included; worked out when first read.
 
+        The clients' factors are stacked again for it, one module at a time, so that a result does not hold them all.
         Empty where the server does not see the clients' whole updates, since a part of them stays at home.
         """
-        if not self._measurable:
-            return {}
-        whole = self.adapter.pairs
-        return {
-            m.name: form.errors(m, whole[m.name], self.trained.pairs[m.name].rank)
-            for m, _, form in self._views
-        }
+        found: dict[str, Errors] = {}
+        for name, made in self.adapter.pairs.items() if self._measurable else ():
+            module, form = self._again(name)
+            found[name] = form.errors(module, made, self.trained.pairs[name].rank)
+            self._solved[name] = module.solved
+        return found
 
     @cached_property
     def error(self) -> Errors | None:
@@ -74,6 +74,11 @@ class Aggregate:
 
         For DoRA and HiRA they are of what the low-rank pair has to carry: D̄F + T, and H.
         """
-        return {
-            v.module.name: v.module.ideal_svd.S.tolist() for v in self._views if self._measurable
-        }
+        names = self.trained.pairs if self._measurable else ()
+        return {name: self._again(name).module.ideal_svd.S.tolist() for name in names}
+
+    def _again(self, name: str) -> View:
+        """The module as the method saw it, with what was solved then."""
+        view = self._look(name)
+        view.module.recall(self._solved[name])
+        return view

@@ -65,15 +65,17 @@ class FloranaBlend:
 
 def agreement(module: Module) -> float:
     """λ of :class:`FloranaBlend`: 0 for one client alone, or where nothing moved."""
-    clients = [pair.product for pair in module.pairs]
-    if module.start is not None:
-        origin = module.start.product
-        clients = [lowrank.weighted_sum([c, origin], [1.0, -1.0]) for c in clients]
-    step: Product = lowrank.weighted_sum(clients, module.weights)
-    whole, others = lowrank.norm(step) ** 2, 1 - sum(w * w for w in module.weights)
+    origin = None if module.start is None else module.start.product
+    whole, others = _square(module.mean, origin), 1 - sum(w * w for w in module.weights)
     if whole <= 0 or others <= 0:
         return 0.0
     own = sum(
-        w * w * lowrank.norm(client) ** 2 for w, client in zip(module.weights, clients, strict=True)
+        w * w * _square(pair.product, origin)
+        for w, pair in zip(module.weights, module.pairs, strict=True)
     )
     return min(1.0, max(0.0, (whole - own) / (others * whole)))
+
+
+def _square(product: Product, origin: Product | None) -> float:
+    """‖X − P‖_F², with P = 0 where there is no origin."""
+    return (lowrank.norm(product) if origin is None else lowrank.distance(product, origin)) ** 2

@@ -135,6 +135,11 @@ def run(
             checked = load_config(config, given)
             if output is not None:
                 checked = checked.model_copy(update={"output": str(output)})
+            if checked.data.source == "docstrings":
+                from florana.tasks.ahead import read_ahead
+
+                read_ahead()
+                import peft  # noqa: F401 (needed later; importing takes about as long as that reading)
             from florana.experiments import runner
 
             summary = runner.start(checked, watch)

@@ -16,11 +16,18 @@ from torch import Tensor
 from florana.adapter import Adapter
 from florana.aggregators import GlobalState, Memory
 from florana.federation.client_memory import freeze, thaw
+from florana.federation.client_states import ClientStates
 from florana.federation.outcome import Known
 from florana.lowrank import Product
 
 STRATEGY = -1
 """Stands among the partitions for the strategy."""
+
+STATES = "states"
+"""Name of the folder beside the checkpoint with the arrays that clients in this process remember."""
+
+NOTHING: Mapping[str, Any] = {"arrays": {}, "configs": {}}
+"""The description of an empty state."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +59,11 @@ class Checkpoint:
 def encode(checkpoint: Checkpoint) -> bytes:
     """The checkpoint as a safetensors file."""
     state = checkpoint.state
-    blobs, remembered = freeze({**checkpoint.clients, STRATEGY: checkpoint.strategy})
+    if isinstance(checkpoint.clients, ClientStates):  # their arrays are in files of their own
+        blobs, remembered = freeze({STRATEGY: checkpoint.strategy})
+        remembered |= checkpoint.clients.said
+    else:
+        blobs, remembered = freeze({**checkpoint.clients, STRATEGY: checkpoint.strategy})
     tensors = {f"adapter/{name}": t for name, t in state.adapter.tensors().items()}
     tensors |= _products("residual", state.residual) | _products("increment", state.increment)
     for kind in ("momentum", "carried"):
@@ -86,7 +97,7 @@ def decode(path: Path, first: GlobalState) -> Checkpoint:
         first: the state before the first round of the same run.
 
     Raises:
-        OSError, SafetensorError, KeyError, TypeError, ValueError, AdapterError: if it is damaged.
+        OSError, SafetensorError, KeyError, TypeError, ValueError, AdapterError: if it is damaged, or an array that a client remembers is missing.
     """
     with safe_open(path, framework="pt") as file:
         said = json.loads((file.metadata() or {})["state"])
@@ -102,8 +113,11 @@ def decode(path: Path, first: GlobalState) -> Checkpoint:
         said["changed"],
     )
     blobs = {n.removeprefix("client/"): t for n, t in tensors.items() if n.startswith("client/")}
-    clients = thaw(blobs, said["remembered"])
-    strategy = clients.pop(STRATEGY, RecordDict())
+    remembered = dict(said["remembered"])
+    strategy = thaw(blobs, {str(STRATEGY): remembered.pop(str(STRATEGY), NOTHING)})[STRATEGY]
+    clients = ClientStates(path.parent / STATES, remembered)
+    if clients.missing:
+        raise ValueError(f"{STATES}/{clients.missing[0]} is missing")
     return Checkpoint(
         state,
         {int(node): Known(r, tuple(ranks)) for node, (r, ranks) in said["known"].items()},

@@ -5,6 +5,7 @@
     metrics.jsonl           one line per round and client; the same bits in every run of one config
     timings.jsonl           wall seconds per round
     checkpoint.safetensors  all that the next round follows from, and where in metrics.jsonl the round ended
+    states/                 what clients in this process remember from round to round, where a method needs that
     best/, final/           PEFT folders
     clients/                PEFT folders of the clients' own models, for methods that keep a part of them at home
     summary.json            how the run ended
@@ -33,7 +34,8 @@ from florana.aggregators import GlobalState
 from florana.atomic import write_atomically
 from florana.config import RunConfig
 from florana.errors import AdapterError, RunError
-from florana.experiments.checkpoint import Checkpoint, decode, encode
+from florana.experiments.checkpoint import STATES, Checkpoint, decode, encode
+from florana.federation.client_states import ClientStates
 from florana.peft_io import save_adapter
 
 try:
@@ -168,6 +170,14 @@ class RunFolder:
         """Finish a round: write its state aside, then put it in place in one step."""
         with _told(self.path):
             write_atomically(self.path / "checkpoint.safetensors", encode(checkpoint))
+            if isinstance(checkpoint.clients, ClientStates):
+                checkpoint.clients.drop_unused()
+
+    def client_states(self, checkpoint: Checkpoint) -> ClientStates:
+        """What clients in this process remember: as the checkpoint has it, or nothing yet."""
+        if isinstance(checkpoint.clients, ClientStates):
+            return checkpoint.clients
+        return ClientStates(self.path / STATES)
 
     def read_checkpoint(self, first: GlobalState) -> Checkpoint | None:
         """The last finished round, or None before the first.

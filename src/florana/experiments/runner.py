@@ -18,6 +18,7 @@ from florana.experiments.setup import Experiment, ServerSide, prepare, prepare_s
 from florana.federation.client_app import LocalResult, Task, build_client_app
 from florana.federation.local_grid import LocalGrid
 from florana.federation.records import Held
+from florana.federation.streamed_grid import StreamedGrid
 from florana.training.together import choose
 
 AT_ONCE = "clients_at_once"
@@ -148,7 +149,7 @@ def _finish_here(
     group = AtOnce(experiment, size, watch, train_task, spend) if size > 1 else None
     count = len(experiment.clients)
     app = build_client_app(experiment.model.initial, train_client)
-    grid = LocalGrid(app, count, states=checkpoint.clients, group=group)
+    grid = LocalGrid(app, count, states=folder.client_states(checkpoint), group=group)
     half = ServerHalf(
         experiment.server,
         folder,
@@ -157,4 +158,4 @@ def _finish_here(
         states=lambda: grid.states,
         trained=lambda: seconds,
     )
-    return half.finish(checkpoint, grid)
+    return half.finish(checkpoint, StreamedGrid(grid, max(1, size)))

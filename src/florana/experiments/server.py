@@ -27,6 +27,7 @@ from florana.experiments.events import (
     RoundRow,
     Summary,
 )
+from florana.experiments.float_weights import FloatWeights
 from florana.experiments.metrics import (
     SECONDS,
     client_line,
@@ -96,7 +97,8 @@ class ServerHalf:
             self._watch(Note(note))
         self._watch(Prepared(self._side.provenance, self._folder.path, rounds_done))
         if not checkpoint.metrics_size and checkpoint.unscored is None:
-            self._write_round_0()
+            if self._start_is_scored_first:
+                self._write_round_0()
         else:
             for line in self._folder.read_metrics():
                 if line["kind"] == "round" and line["round"] <= rounds_done:
@@ -126,6 +128,7 @@ class ServerHalf:
             wait_seconds=federation.wait_seconds,
             deadline_seconds=federation.deadline_seconds,
             max_norm=federation.max_norm,
+            spool=self._folder.path,
             on_round=self._finish_round,
             on_left_out=lambda r, client, reason: self._watch(ClientLeftOut(r, client, reason)),
             on_note=lambda text: self._watch(Note(text)),
@@ -146,11 +149,21 @@ class ServerHalf:
         key = str(self._side.provenance["key"])
         return ConfigRecord({"run-key": key, "score": self._clients_score})
 
-    def _frozen_weights(self) -> dict[str, Tensor] | None:
-        """The weights that DoRA and HiRA aggregate beside; copies, since the model's own get F added."""
+    def _frozen_weights(self) -> Mapping[str, Tensor] | None:
+        """The weights that DoRA and HiRA aggregate beside, without F."""
         if self._config.lora.variant == "lora":
             return None
-        return {name: w.float().cpu().clone() for name, w in self._model.base_weights.items()}
+        return FloatWeights(self._model.base_weights)
+
+    @property
+    def _start_is_scored_first(self) -> bool:
+        """Whether the start has to be scored before the first round, and not after it, when training has begun.
+
+        It has to if clients score it, or if what they keep at home from the first round on would enter. Where clients are
+        elsewhere, it is there if none of them can be had.
+        """
+        plan = plan_of(build(self._config.method.name, self._config.method.options), 1)
+        return not self._local or self._clients_score or bool(plan.home)
 
     def _write_round_0(self) -> None:
         """The untrained start, so that every curve begins at the same point."""
@@ -172,6 +185,10 @@ class ServerHalf:
     def _finish_round(self, outcome: RoundOutcome) -> None:
         """Evaluate, write metrics, then the checkpoint that makes the round count."""
         self._note_training(outcome)
+        if not self._done.metrics_size and self._done.unscored is None:
+            seconds, self._seconds = self._seconds, {}
+            self._write_round_0()
+            self._seconds = seconds
         row = round_row(
             outcome, self._metric
         )  # reads the error report, which is made when it is first read
@@ -246,29 +263,26 @@ class ServerHalf:
     def _score_all(self, outcome: RoundOutcome) -> Score:
         """The global model; of a method that keeps parts at home, the mean over every client's own."""
         shared = Held(outcome.state.adapter, outcome.state.residual)
-        models = [shared]
         if outcome.plan.home:
-            models = list(self._own_models(shared).values())
-        scores = [self._score(held) for held in models]
-        return mean_of(scores)
+            return mean_of([self._score(own) for _, own in self._own_models(shared)])
+        return self._score(shared)
 
-    def _own_models(self, shared: Held) -> dict[int, Held]:
+    def _own_models(self, shared: Held) -> Iterator[tuple[int, Held]]:
+        """Every client's own model, one at a time; ``shared`` itself where the client keeps nothing at home."""
         states, initial = self._states(), self._model.initial
-        return {client: own_model(shared, states[client], initial) for client in sorted(states)}
+        for client in sorted(states):
+            yield client, own_model(shared, states[client], initial)
 
     def _export(self, state: GlobalState) -> Adapter:
         """The result as one adapter; what clients keep at home enters with its mean, where it is known."""
         shared = Held(state.adapter, state.residual)
-        own = self._own_models(shared)
-        if all(model is shared for model in own.values()):
+        if all(own is shared for _, own in self._own_models(shared)):
             return state.whole
-        sizes = torch.tensor(self._side.sizes).double()
-        tensors = [model.adapter.tensors() for model in own.values()]
-        mean = {
-            name: torch.stack([t[name] for t in tensors]).movedim(0, -1).double()
-            @ (sizes / sizes.sum())
-            for name in tensors[0]
-        }
+        total = sum(self._side.sizes)
+        mean = {name: torch.zeros_like(t).double() for name, t in state.adapter.tensors().items()}
+        for (_, own), size in zip(self._own_models(shared), self._side.sizes, strict=True):
+            for name, tensor in own.adapter.tensors().items():
+                mean[name] += tensor.double() * (size / total)
         averaged = state.adapter.with_tensors({name: t.float() for name, t in mean.items()})
         return with_residual(averaged, state.residual)
 
@@ -289,7 +303,7 @@ class ServerHalf:
         state = self._done.state
         self._folder.write_adapter("final", self._export(state))
         shared = Held(state.adapter, state.residual)
-        for client, own in self._own_models(shared).items():
+        for client, own in self._own_models(shared):
             if own is not shared:
                 whole = with_residual(own.adapter, own.residual)
                 self._folder.write_adapter(f"clients/{client}", whole)

@@ -20,6 +20,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from florana.federation.client_states import ClientStates
+
 FIRST_NODE_ID = 1_000
 """Node ids of the clients start here; Flower keeps small ones for itself."""
 
@@ -57,7 +59,8 @@ class LocalGrid(Grid):
         client_app: the app that answers messages; its context names the partition.
         num_partitions: number of clients.
         run_config: given to every client as ``context.run_config``.
-        states: partition -> what clients of an interrupted run remembered (``context.state``).
+        states: partition -> what clients of an interrupted run remembered (``context.state``);
+            :class:`~florana.federation.client_states.ClientStates` are gone on with, and others copied.
         group: answers train messages in place of the ClientApp, several at a time.
     """
 
@@ -72,7 +75,9 @@ class LocalGrid(Grid):
         self._client_app, self._group = client_app, group
         self._num_partitions = num_partitions
         self._run_config = run_config or {}
-        self._states = {p: RecordDict() for p in range(num_partitions)} | dict(states or {})
+        self._states = states if isinstance(states, ClientStates) else dict(states or {})
+        for partition in range(num_partitions):
+            self._states.setdefault(partition, RecordDict())
         self._message_ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
         self.set_run(Run.create_empty(run_id=1))

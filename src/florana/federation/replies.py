@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from reprlib import repr as short
 from typing import Any
 
@@ -34,23 +34,38 @@ CAUSES = {
 
 
 def match(
-    sent: Iterable[Message], replies: Iterable[Message]
-) -> tuple[list[tuple[int, Message | None]], list[Message]]:
-    """Every node that was asked with its reply, in the order of asking, and the replies to nothing.
+    sent: Iterable[Message], replies: Iterable[Message], stray: Callable[[Message], None]
+) -> Iterator[tuple[int, Message | None]]:
+    """Every node that was asked with its reply, in the order of asking, then second replies.
 
     An error that the SuperLink makes for a node comes from node 1, so a reply belongs to the node whose
-    message it answers. A node without a reply stands with None, one that replied twice stands twice.
+    message it answers. A node without a reply stands with None, one that replied twice stands twice. Replies are taken
+    one by one, each when it is needed, and none is kept that was given: clients may make them as they are taken.
+
+    Args:
+        sent: the messages; a grid gives them their ids when it sends them, which may be with the first reply.
+        replies: what came for them.
+        stray: told of every reply to nothing.
     """
-    nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
-    answers: dict[str, list[Message]] = {message: [] for message in nodes}
-    stray: list[Message] = []
-    for reply in replies:
-        answers.get(reply.metadata.reply_to_message_id, stray).append(reply)
-    answered: list[tuple[int, Message | None]] = []
-    for message, came in answers.items():
-        answered += [(nodes[message], reply) for reply in came]
-        answered += [] if came else [(nodes[message], None)]
-    return answered, stray
+    asked, arriving = list(sent), iter(replies)
+    waiting: dict[str, Message] = {}
+    more: list[Message] = []
+    for message in asked:
+        while message.metadata.message_id not in waiting:
+            reply = next(arriving, None)
+            if reply is None:
+                break
+            answers = reply.metadata.reply_to_message_id
+            if waiting.setdefault(answers, reply) is not reply:
+                more.append(reply)
+        yield message.metadata.dst_node_id, waiting.pop(message.metadata.message_id, None)
+    nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in asked}
+    for reply in (*waiting.values(), *more, *arriving):
+        answers = reply.metadata.reply_to_message_id
+        if answers in nodes:
+            yield nodes[answers], reply
+        else:
+            stray(reply)
 
 
 def content_of(reply: Message | None) -> RecordDict:

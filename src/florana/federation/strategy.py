@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from logging import INFO
+from pathlib import Path
 from typing import Any
 
 from flwr.app import (
@@ -43,6 +44,7 @@ from florana.federation.replies import (
     read_metrics,
 )
 from florana.federation.roster import Roster
+from florana.federation.spool import Spool
 from florana.seeding import generator
 
 __all__ = ["Known", "LoraStrategy", "RoundOutcome"]
@@ -79,6 +81,7 @@ class LoraStrategy(FedAvg):
         wait_seconds: longest wait for enough nodes, in every round.
         deadline_seconds: a client whose reply takes longer is left out; by default Flower's 12 hours.
         max_norm: largest ‖ΔW − ΔW_start‖_F, over all modules, that a client's training may make.
+        spool: folder on a disk where the clients' updates lie while they are aggregated; None keeps them in memory.
         on_round: called with the outcome of every round, before the next begins.
         on_left_out: called with round, client and reason whenever a reply is not used.
         on_note: called with a line for people whenever nodes come, or are waited for.
@@ -108,6 +111,7 @@ class LoraStrategy(FedAvg):
         wait_seconds: float = 600.0,
         deadline_seconds: float | None = None,
         max_norm: float | None = None,
+        spool: Path | None = None,
         on_round: Callable[[RoundOutcome], None] | None = None,
         on_left_out: Callable[[int, str, str], None] | None = None,
         on_note: Callable[[str], None] | None = None,
@@ -137,7 +141,7 @@ class LoraStrategy(FedAvg):
         self._uplink, self._downlink = uplink, downlink
         self._known, self._bytes_down = dict(known or {}), 0
         self._memory = memory or RecordDict()
-        self._deadline, self._max_norm = deadline_seconds, max_norm
+        self._deadline, self._max_norm, self._spool = deadline_seconds, max_norm, spool
         tell = on_note or (lambda line: log(INFO, line))
         self._roster = Roster(partitions is not None, partitions, wait_seconds, tell)
         self._sent: list[Message] = []
@@ -222,13 +226,14 @@ class LoraStrategy(FedAvg):
 
     def _in_order(
         self, sent: Iterable[Message], replies: Iterable[Message], server_round: int
-    ) -> list[tuple[int, Message | None]]:
+    ) -> Iterator[tuple[int, Message | None]]:
         """Every node that was asked with its reply; replies to nothing are told and dropped."""
-        answered, stray = match(sent, replies)
-        for reply in stray:
+
+        def tell(reply: Message) -> None:
             reason = "its reply answers no message of this round"
             self._on_left_out(server_round, f"node {reply.metadata.src_node_id}", reason)
-        return answered
+
+        return match(sent, replies, tell)
 
     @property
     def _patience(self) -> float | None:
@@ -280,7 +285,7 @@ class LoraStrategy(FedAvg):
         plan = plan_of(self._built, server_round)
         used: dict[int, tuple[ClientUpdate, dict[str, float]]] = {}
         left_out: dict[str, str] = {}
-        bytes_up = 0
+        bytes_up, spool = 0, None if self._spool is None else Spool(self._spool)
         for node, reply in self._in_order(self._sent, replies, server_round):
             self._known.pop(node, None)
             client = self._roster.name_of(node)
@@ -296,9 +301,12 @@ class LoraStrategy(FedAvg):
                 mistake = self._roster.claim(node, partition)
                 if mistake is not None:
                     raise AdapterError(mistake)
-                update = ClientUpdate(str(partition), metrics["num-examples"], adapter)
-                used[partition] = (update, metrics)
-                self._known[node] = Known(self._state.server_round, _ranks(update.adapter))
+                self._known[node] = Known(self._state.server_round, _ranks(adapter))
+                kept = adapter if spool is None else spool.keep(adapter)
+                used[partition] = (
+                    ClientUpdate(str(partition), metrics["num-examples"], kept),
+                    metrics,
+                )
                 bytes_up += count_bytes(content)
             except AdapterError as error:
                 left_out[client] = str(error)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from florana.lowrank.products import CANCELLATION, Grams, Product, is_thin
+from florana.lowrank.products import CANCELLATION, GRAM_FROM, Grams, Product, dense, is_thin
 
 NEGLIGIBLE = 1e-14
 """Eigenvalues of a Gram matrix below this share of the largest are rounding: ten to fifty roundings of float64."""
@@ -36,7 +36,8 @@ def svd(product: Product, leading: int | None = None, grams: Grams | None = None
       the σ², and its eigenvectors W give the leading right singular vectors Wᵀ Λ^{-½} Vᵀ A. Their span Q, made
       orthonormal, is used once more: T Q Qᵀ is the result's value, so that the product is the projection of T to
       float64 precision. The same order of cost, in matrix products that run many times faster than QR.
-    - *dense*, where k exceeds min(d_out, d_in): the matrix takes no more numbers than its factors.
+    - *dense*, where k is min(d_out, d_in) or more: the matrix takes no more numbers than its factors. If ``leading`` is
+      at most half of min(d_out, d_in), from the eigenvalues of T Tᵀ or TᵀT, whichever is smaller, in the same way.
 
     Rank-one terms are scaled first so that their two halves have equal norms, and stacks without full rank (clients
     that share A) are no special case. The Gram way squares the condition: eigenvalues have an error of about 1e-16
@@ -69,8 +70,10 @@ def svd(product: Product, leading: int | None = None, grams: Grams | None = None
         if made is not None:
             return made
     count = min(width, least) if leading is None else min(leading, width, least)
-    if width > least:
-        return _leading(torch.linalg.svd(_dense(product), full_matrices=False), count)
+    if width >= least:
+        T = dense(product)
+        found = None if leading is None else _by_dense_gram(T, leading)
+        return found or _leading(torch.linalg.svd(T, full_matrices=False), count)
     Q_B, R_B = torch.linalg.qr(product.B.double())
     Q_A, R_A = torch.linalg.qr(product.A.double().T)
     U, S, Vh = _leading(torch.linalg.svd(R_B @ R_A.T, full_matrices=False), count)
@@ -87,10 +90,6 @@ def _leading(full: tuple[Tensor, Tensor, Tensor], count: int) -> Svd:
     return Svd(U[:, :count], S, Vh[:count])
 
 
-def _dense(product: Product) -> Tensor:
-    return product.B.double() @ product.A.double()
-
-
 def _by_gram(product: Product, leading: int, grams: Grams) -> Svd | None:
     """None where rounding would show."""
     S, mixing = _small_problem(grams, leading)
@@ -104,6 +103,26 @@ def _by_gram(product: Product, leading: int, grams: Grams) -> Svd | None:
     Q_P, R_P = torch.linalg.qr(B @ (A @ Q))
     U, s, Vh = torch.linalg.svd(R_P)
     return Svd(Q_P @ U, torch.cat([s, S[leading:].clamp(max=float(s[-1]))]), Vh @ Q.T)
+
+
+def _by_dense_gram(T: Tensor, leading: int) -> Svd | None:
+    """The same of a matrix; None where it is small or rounding would show."""
+    if T.shape[0] < T.shape[1]:
+        found = _by_dense_gram(T.T, leading)
+        return None if found is None else Svd(found.Vh.T, found.S, found.U.T)
+    if 2 * leading > T.shape[1] or T.numel() < GRAM_FROM:
+        return None
+    squares, V = torch.linalg.eigh(T.T @ T)
+    squares, V = squares.flip(0).clamp(min=0), V.flip(1)[:, :leading]
+    tail = float(squares[leading:].sum())
+    if tail <= CANCELLATION * torch.finfo(T.dtype).eps * float(squares.sum()):
+        return None
+    S = squares.sqrt()
+    if leading == 0:
+        return Svd(T[:, :0], S, T[:0])
+    Q_P, R_P = torch.linalg.qr(T @ V)
+    U, s, Vh = torch.linalg.svd(R_P)
+    return Svd(Q_P @ U, torch.cat([s, S[leading:].clamp(max=float(s[-1]))]), Vh @ V.T)
 
 
 def _small_problem(grams: Grams, leading: int) -> tuple[Tensor, Tensor]:

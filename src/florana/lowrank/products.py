@@ -106,6 +106,21 @@ def compact(product: Product) -> Product:
     return Product(dense, identity) if d_in <= d_out else Product(identity, dense)
 
 
+def dense(product: Product) -> Tensor:
+    """B A as a matrix (d_out, d_in), in float64; nothing is multiplied where :func:`compact` left an identity."""
+    B, A = product.B.double(), product.A.double()
+    if _is_identity(A):
+        return B
+    return A if _is_identity(B) else B @ A
+
+
+def _is_identity(matrix: Tensor) -> bool:
+    rows, columns = matrix.shape
+    if rows != columns or not bool((matrix.diagonal() == 1).all()):
+        return False
+    return int(matrix.count_nonzero()) == rows
+
+
 def pad(product: Product, width: int) -> Product:
     """Append zero columns to B and zero rows to A up to ``width``; the value does not change."""
     missing = width - product.width
@@ -134,8 +149,8 @@ def norm(product: Product) -> float:
     From Gram matrices where :func:`is_thin` says so and the terms do not cancel; from the matrix itself where that
     takes no more numbers than the factors; else from the triangular factors of B and Aᵀ.
     """
-    if product.width > min(product.shape):
-        return float(torch.linalg.matrix_norm(product.B.double() @ product.A.double()))
+    if product.width >= min(product.shape):
+        return float(torch.linalg.matrix_norm(dense(product)))
     if is_thin(product):
         square = inner(product, product)
         if square > CANCELLATION * rounding(product):
@@ -147,6 +162,8 @@ def norm(product: Product) -> float:
 
 def distance(first: Product, second: Product) -> float:
     """Frobenius norm of the difference of two products, ``‖B₁A₁ − B₂A₂‖_F``."""
+    if first.width + second.width >= min(first.shape):
+        return float(torch.linalg.matrix_norm(dense(first) - dense(second)))
     return norm(weighted_sum([first, second], [1.0, -1.0]))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from florana.errors import DataError
+from florana.tasks.ahead import taken
 from florana.tasks.dataset import TextDataset
 
 MIN_WORDS = 6
@@ -49,25 +50,36 @@ def load(root: Path | None = None) -> TextDataset:
         >>> len(data.label_names), len(data) > 3000
         (10, True)
     """
-    root = root or Path(sysconfig.get_paths()["stdlib"])
-    part_of = {module: part for part, modules in PARTS.items() for module in modules.split()}
+    read = taken() if root is None else None
+    texts = dict(found(root) if read is None else read)
+    if not texts:
+        raise DataError(
+            f"no docstrings under {root or _library()}: this Python ships no library sources; "
+            "set data.source to a folder of jsonl or csv files, or to a hub data set"
+        )
     label_names = sorted(PARTS)
-    found: dict[str, int] = {}
+    return TextDataset(
+        "docstrings of the Python standard library",
+        list(texts),
+        np.array([label_names.index(part) for part in texts.values()], dtype=np.int64),
+        label_names,
+    )
+
+
+def found(root: Path | None = None) -> list[tuple[str, str]]:
+    """Docstrings of six words or more, each once, with the part of the library that they are first found in."""
+    root = root or _library()
+    part_of = {module: part for part, modules in PARTS.items() for module in modules.split()}
+    texts: dict[str, str] = {}
     for path in _sources(root, part_of):
         part = part_of[path.relative_to(root).parts[0].removesuffix(".py")]
         for text in _docstrings(path):
-            found.setdefault(text, label_names.index(part))
-    if not found:
-        raise DataError(
-            f"no docstrings under {root}: this Python ships no library sources; "
-            "set data.source to a folder of jsonl or csv files, or to a hub data set"
-        )
-    return TextDataset(
-        "docstrings of the Python standard library",
-        list(found),
-        np.array(list(found.values()), dtype=np.int64),
-        label_names,
-    )
+            texts.setdefault(text, part)
+    return list(texts.items())
+
+
+def _library() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
 
 
 def _sources(root: Path, modules: Iterable[str]) -> list[Path]:
