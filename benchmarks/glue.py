@@ -12,6 +12,7 @@ runs are copied to benchmarks/results/nlu.{md,csv,jsonl}.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ SETTINGS = ("threads=1", "data.max_examples=2400")
 def compare(folder: Path) -> None:
     """Every run that is missing, and the tables of all."""
     command = [sys.executable, "-m", "florana", "compare"]
-    command += [str(HERE / "tasks" / f"{task}.toml") for task in TASKS]
+    command += [os.path.relpath(HERE / "tasks" / f"{task}.toml") for task in TASKS]
     command += ["--methods", ",".join(METHODS), "--seeds", "0,1,2", "--output", str(folder)]
     command += [part for setting in SETTINGS for part in ("--set", setting)]
     subprocess.run(command, check=True)
