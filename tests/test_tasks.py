@@ -505,3 +505,9 @@ def test_a_real_table(data_root: Path) -> None:
     assert np.bincount(data.labels).min() > 10
     parts = partition(data.labels, 10, "dirichlet", rng(), dirichlet_alpha=0.3)
     assert sum(sizes(parts)) == len(data)
+
+
+def test_a_source_that_is_neither_file_nor_folder_is_told() -> None:
+    """A device has no suffix that could be read, and no files in it."""
+    with pytest.raises(DataError, match="/dev/null is none of"):
+        tables.load("/dev/null", text="text", label="label")

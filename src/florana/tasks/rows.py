@@ -39,7 +39,7 @@ def plain(value: object) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    if path.is_file():
+    if not path.is_dir():
         return [path]
     files = sorted(path.iterdir())
     # beside tables a text is a licence or a note, and nothing to learn from
