@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -254,17 +255,20 @@ def test_names_from_outside_are_text(evil_page: Path) -> None:
 
 
 def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
-    """A report written twice is the same, page and figures."""
+    """A report written again is the same, page and figures, wherever in memory the layout's solver has its variables."""
     folder = write_run(tmp_path / "run", lines_of(1))
 
-    def written() -> dict[str, bytes]:
+    def written() -> dict[str, str]:
         write_report(folder)
         files = [folder / "report.html", *(folder / "figures").iterdir()]
-        return {path.name: path.read_bytes() for path in files}
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     first = written()
-    shutil.rmtree(folder / "figures")
-    assert written() == first
+    for _ in range(4):  # without the rounded layout about one time in five differs
+        shutil.rmtree(folder / "figures")
+        again = written()
+        assert {name for name in again if again[name] != first.get(name)} == set()
+        assert again.keys() == first.keys()
 
 
 def test_run_folder_is_only_added_to(tmp_path: Path) -> None:
