@@ -47,10 +47,10 @@ def bare_round(experiment: Experiment, server_round: int) -> float:
         model.load(model.initial)
         place = Place(config.seed, server_round, config.federation.rounds, client)
         train(model, data.train, experiment.objective, config.training, place)
-        with together.merged(model):
+        with together.merged(model, data.test):
             experiment.objective.evaluate(model, data.test)
         model.take()
-    with together.merged(model):
+    with together.merged(model, experiment.test):
         experiment.objective.evaluate(model, experiment.test)
     return time.perf_counter() - began
 

@@ -102,7 +102,7 @@ def at_once(experiment: Experiment, clients: int) -> None:
         experiment.objective,
         experiment.training,
         Plan().train,
-        keyed_attention=found.keyed_attention,
+        found=found,
     )
     for made in done:
         model.load(model.initial)

@@ -2,6 +2,7 @@
 
     python benchmarks/training_profile.py                    # MiniLM on the docstrings, one thread
     python benchmarks/training_profile.py --operators        # and where the time of the last way goes
+    python benchmarks/training_profile.py --pages            # what memory costs that is given back and asked for again
 
 Ways take turns in one process, --repeats times; the least time of each counts, since whatever else the machine does only adds
 to it. Every way trains the same batches of the same clients.
@@ -10,22 +11,26 @@ to it. Every way trains the same batches of the same clients.
 from __future__ import annotations
 
 import argparse
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rounds_worker import settings
 from torch import Tensor
 
 from florana.config import load_config
 from florana.experiments.setup import Experiment, prepare
 from florana.training import together
 from florana.training.loop import Place, train_in_peft
-from florana.training.together import frozen_linear
+from florana.training.together import frozen_linear, training
 from florana.training.together.batches import TOKENS, chunks, read
 from florana.training.together.dropout import keep
+from florana.training.together.reading import NOTHING
 
 CLIENTS = 8
 ROWS = 1024
@@ -56,10 +61,12 @@ def in_peft(experiment: Experiment, clients: int) -> None:
         )
 
 
-def in_groups(experiment: Experiment, clients: int, size: int) -> None:
-    """Florana's layers, so many clients at a time."""
+def in_groups(experiment: Experiment, clients: int, size: int, *, whole: bool = False) -> None:
+    """Florana's layers, so many clients at a time; ``whole``: with every token in the last layer."""
     model = experiment.model
     found = together.fit(model, experiment.clients[0].train)
+    if whole:
+        found = replace(found, reads=NOTHING)
     model.load(model.initial)
     for begin in range(0, clients, size):
         jobs = [
@@ -71,7 +78,7 @@ def in_groups(experiment: Experiment, clients: int, size: int) -> None:
             jobs,
             experiment.objective,
             experiment.training,
-            keyed_attention=found.keyed_attention,
+            found=found,
         )
 
 
@@ -92,7 +99,7 @@ def evaluate(experiment: Experiment, *, merged: bool) -> None:
     if not merged:
         experiment.objective.evaluate(model, data)
         return
-    with together.merged(model):
+    with together.merged(model, data):
         experiment.objective.evaluate(model, data)
 
 
@@ -153,6 +160,35 @@ def padding(experiment: Experiment) -> None:
     print(f"\ntokens per row: {own:.1f}, padded {padded:.1f}, in sorted chunks {sorted_:.1f}")
 
 
+def reading(folder: Path, threads: int) -> None:
+    """A decoder whose answer is read at the last token: with the last layer whole, and at that token alone."""
+    given = argparse.Namespace(
+        clients=CLIENTS, steps=2, batch_size=16, threads=threads, model="decoder"
+    )
+    experiment = prepare(settings(given, folder))
+    ways: dict[str, Callable[[], object]] = {
+        "all tokens": lambda: in_groups(experiment, CLIENTS, CLIENTS, whole=True),
+        "the token that is read": lambda: in_groups(experiment, CLIENTS, CLIENTS),
+    }
+    table("decoder, last layer", least(ways, 4), CLIENTS * 2 * 16, "CPU ms per example")
+
+
+def pages(experiment: Experiment, count: int) -> None:
+    """In a fresh process: eight clients at once with the allocator as it is, and then as florana sets it."""
+    name_of = "keep_freed_memory"
+    kept = getattr(training, name_of)
+    setattr(training, name_of, lambda: False)
+    for name in ("as it is", "freed memory kept"):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        seconds = least({name: lambda: in_groups(experiment, CLIENTS, CLIENTS)}, 4)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        each = 1000 * seconds[name] / count
+        print(
+            f"allocator {name}: {each:.3g} CPU ms and {faults / (5 * count):.0f} page faults per example"
+        )
+        setattr(training, name_of, kept)
+
+
 def least(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Least CPU seconds of each way, after one unmeasured turn."""
     for way in ways.values():
@@ -181,6 +217,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--operators", action="store_true", help="profile the last way")
+    parser.add_argument("--pages", action="store_true", help="only the allocator, by itself")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         chosen = [
@@ -190,14 +227,17 @@ def main() -> None:
             f"output='{Path(folder) / 'run'}'",
         ]
         experiment = prepare(load_config(None, [*chosen, *given.set]))
+    if given.pages:
+        pages(experiment, CLIENTS * 2 * experiment.training.batch_size)
+        return
     ways: dict[str, Callable[[], object]] = {
         "PEFT's layers, torch's dropout": lambda: in_peft(experiment, CLIENTS),
         "florana's layers and dropout": lambda: with_torchs_products(experiment, CLIENTS),
         "and oneDNN's products": lambda: in_groups(experiment, CLIENTS, 1),
         "and eight clients at once": lambda: in_groups(experiment, CLIENTS, CLIENTS),
     }
-    training = experiment.training
-    examples = CLIENTS * (training.steps or 1) * training.batch_size * training.accumulation
+    config = experiment.training
+    examples = CLIENTS * (config.steps or 1) * config.batch_size * config.accumulation
     table("training", least(ways, given.repeats), examples, "CPU ms per example")
     tests: dict[str, Callable[[], object]] = {
         "PEFT's layers": lambda: evaluate(experiment, merged=False),
@@ -210,6 +250,8 @@ def main() -> None:
     table("dropout mask of 1,024 × 384", least({**masks}, 20), 1, "CPU ms")
     products()
     padding(experiment)
+    with tempfile.TemporaryDirectory() as folder:
+        reading(Path(folder), given.threads)
     if given.operators:
         with torch.profiler.profile() as profile:
             in_groups(experiment, CLIENTS, CLIENTS)

@@ -18,7 +18,7 @@ from florana.training.together import frozen_linear
 from florana.training.together.batches import chunks, read
 from florana.training.together.dropout import keep
 from florana.training.together.frozen_linear import FrozenLinear, multiply
-from florana.training.together.shared import Pass, Unfit
+from florana.training.together.shared import PREFIX, Pass, Unfit
 from strategies import assert_near, few, seeds
 from tiny_models import CPU, HERE, Kind, evaluate, make, shaken, steps, toy_examples
 from together_jobs import clients_of, exact
@@ -210,10 +210,10 @@ def test_merged_weights_say_what_peft_says(kind: Kind) -> None:
     weights = {n: p.detach().clone() for n, p in model.module.named_parameters()}
     with torch.inference_mode():
         wanted = model.module(**inputs).logits
-        with together.merged(model):
-            kinds_there = {type(m).__name__ for m in model.module.modules()}
+        with together.merged(model, examples):
+            places = [model.module.get_submodule(PREFIX + name) for name in model.initial.pairs]
             made = model.module(**inputs).logits
-    assert {"Merged", "FrozenLinear"} <= kinds_there
+    assert all(type(place) is FrozenLinear for place in places)
     assert_near(made, wanted, 1e-5)
     assert all(m is modules[n] for n, m in model.module.named_modules())
     assert all(torch.equal(p, weights[n]) for n, p in model.module.named_parameters())
@@ -226,7 +226,7 @@ def test_scores_are_those_of_pefts_layers(kinds: dict[str, Kind], variant: str) 
     alpha = 4.0 if variant == "hira" else 8.0
     model, examples = make(kind, variant=variant, alpha=alpha), toy_examples(kind)
     wanted = evaluate(model, examples)
-    with together.merged(model):
+    with together.merged(model, examples):
         made = evaluate(model, examples)
     assert made.value == wanted.value
     assert made.loss == pytest.approx(wanted.loss, rel=1e-5)

@@ -100,9 +100,7 @@ def at_once(
         jobs.append(together.Job(together.held(model), examples, place))
     found = together.fit(model, data[0], parts)
     assert found.reason is None
-    return together.train_together(
-        model, jobs, objective, config, parts, keyed_attention=found.keyed_attention
-    )
+    return together.train_together(model, jobs, objective, config, parts, found=found)
 
 
 def one_by_one(

@@ -79,7 +79,7 @@ class ClientWork:
             self.objective,
             self.training,
             plan.train,
-            keyed_attention=found.keyed_attention,
+            found=found,
         )
         results: list[LocalResult | FederationError] = []
         for client, own, start, made in zip(clients, data, starts, done, strict=True):
@@ -93,7 +93,7 @@ class ClientWork:
 
     def _result(self, data: ClientData, train_loss: float) -> LocalResult:
         """What the model now holds, with its score on the client's own held-out data."""
-        with together.merged(self.model):
+        with together.merged(self.model, data.test):
             score = self.objective.evaluate(self.model, data.test, bf16=self.config.training.bf16)
         metrics = {"train-loss": train_loss, **own_score(score)}
         return LocalResult(self.model.take(), len(data.train), metrics)
@@ -101,7 +101,7 @@ class ClientWork:
     def score(self, data: ClientData, start: Held, client: int) -> dict[str, float]:
         """A model that came, on the client's own held-out data."""
         self._load(start, client)
-        with together.merged(self.model):
+        with together.merged(self.model, data.test):
             score = self.objective.evaluate(self.model, data.test, bf16=self.config.training.bf16)
         return received_score(score)
 

@@ -252,7 +252,7 @@ class ServerHalf:
         assert self._side.test is not None
         self._model.load(held.adapter, held.residual)
         bf16 = self._config.training.bf16
-        with together.merged(self._model):
+        with together.merged(self._model, self._side.test):
             score = self._objective.evaluate(self._model, self._side.test, bf16=bf16)
             if self._side.second_test is None:
                 return score

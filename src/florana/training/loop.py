@@ -62,9 +62,7 @@ def train(
     if found.reason is not None:
         return train_in_peft(model, examples, objective, config, place, parts)
     job = Job(held(model), examples, place)
-    (made,) = train_together(
-        model, [job], objective, config, parts, keyed_attention=found.keyed_attention
-    )
+    (made,) = train_together(model, [job], objective, config, parts, found=found)
     put(model, made.tensors)
     model.train_only(parts)
     if made.error is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from florana.training.together.choose import choose
-from florana.training.together.fit import Fit, fit
+from florana.training.together.fit import fit
 from florana.training.together.merged import merged
+from florana.training.together.swap import Fit
 from florana.training.together.training import Job, Trained, held, put, train_together
 
 __all__ = ["Fit", "Job", "Trained", "choose", "fit", "held", "merged", "put", "train_together"]

@@ -53,7 +53,7 @@ def choose(
         seconds = []
         for _ in range(3):
             began = time.perf_counter()
-            train_together(model, jobs, objective, short, keyed_attention=found.keyed_attention)
+            train_together(model, jobs, objective, short, found=found)
             seconds.append(time.perf_counter() - began)
         each = min(seconds) / size
         if each > PAYS * fastest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,23 +14,10 @@ from florana.training.examples import Examples
 from florana.training.lora_model import LoraModel
 from florana.training.quantization import is_placed
 from florana.training.together.batches import joined
+from florana.training.together.reading import reads_of
 from florana.training.together.shared import Pass, Unfit
-from florana.training.together.swap import stacked
+from florana.training.together.swap import Fit, stacked
 from florana.training.together.training import held, trained_names
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """What was found of a model.
-
-    Args:
-        reason: why its clients cannot share a pass; None if they can.
-        keyed_attention: whether its attention drops weights.
-    """
-
-    reason: str | None
-    keyed_attention: bool = False
-
 
 _FOUND: WeakKeyDictionary[LoraModel, dict[frozenset[Part], Fit]] = WeakKeyDictionary()
 
@@ -64,22 +50,18 @@ def _try(model: LoraModel, examples: Examples, parts: frozenset[Part]) -> Fit:
         return Fit("nothing is trained")
     training = model.module.training
     try:
-        drawn = _draws(model, examples, parts, keyed_attention=False)
-        if drawn:
-            drawn = _draws(model, examples, parts, keyed_attention=True)
-            if drawn:
-                return Fit("a module draws random numbers that cannot be told apart by client")
-            return Fit(None, keyed_attention=True)
+        for keyed_attention in (False, True):
+            found = Fit(None, keyed_attention, reads_of(model, examples))
+            if not _draws(model, examples, parts, found):
+                return found
     except Unfit as error:
         return Fit(str(error))
     finally:
         model.module.train(training)
-    return Fit(None)
+    return Fit("a module draws random numbers that cannot be told apart by client")
 
 
-def _draws(
-    model: LoraModel, examples: Examples, parts: frozenset[Part], *, keyed_attention: bool
-) -> bool:
+def _draws(model: LoraModel, examples: Examples, parts: frozenset[Part], found: Fit) -> bool:
     """Whether a pass of two rows draws from torch's own generators."""
     shared, tensors = Pass(), held(model)
     chosen = np.array([0, len(examples) - 1])
@@ -94,7 +76,7 @@ def _draws(
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         before = _states(model.device)
-        with stacked(model, shared, keyed_attention=keyed_attention) as inner:
+        with stacked(model, shared, found) as inner:
             inner.train()
             logits = inner(**inputs).logits
             again = [site for site, times in shared.calls.items() if times > 1]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from florana.training.together.shared import Pass
 
 TRIED = (5, 7, 3)
 """Rows, d_in and d_out of the product that oneDNN has to get right before it is used."""
@@ -71,16 +73,43 @@ class _Frozen(torch.autograd.Function):
         return _onednn(grads[0], weight.t(), None), None, None
 
 
+def at(x: Tensor, tokens: Tensor) -> Tensor:
+    """Of x (n, t, d) the given tokens (n,), counted row after row: (n, 1, d)."""
+    return x.reshape(-1, x.shape[-1]).index_select(0, tokens)[:, None]
+
+
+def spread(y: Tensor, tokens: Tensor, shape: torch.Size) -> Tensor:
+    """Zeros (n, t, d) with y (n, 1, d) at the given tokens; ``shape`` is (n, t, any)."""
+    out = y.new_zeros(shape[:-1].numel(), y.shape[-1])
+    return out.index_copy_(0, tokens, y[:, 0]).view(*shape[:-1], -1)
+
+
+class Weights(Protocol):
+    """What a linear layer is made of."""
+
+    @property
+    def weight(self) -> Tensor:
+        """W (d_out, d_in)."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The b (d_out,)."""
+        ...
+
+
 class FrozenLinear(nn.Module):
-    """Stands in the place of an ``nn.Linear`` that is not trained.
+    """Stands in the place of a linear layer that is not trained.
 
     Args:
-        linear: the layer; its weight is looked up in every pass, so that what is added to it counts.
+        linear: has weight W (d_out, d_in) and bias b; they are looked up in every pass, so that what is added to them counts.
+        shared: knows the tokens whose output alone is read, if that is so of this layer; the others' is zero.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: Weights, shared: Pass | None = None) -> None:
         super().__init__()
         self._own = (linear,)  # in a tuple: its parameters are not this module's
+        self._shared = shared
 
     @property
     def weight(self) -> Tensor:
@@ -94,4 +123,7 @@ class FrozenLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X Wᵀ + b."""
-        return multiply(x, self.weight, self.bias)
+        read = None if self._shared is None else self._shared.read_of(x)
+        if read is None:
+            return multiply(x, self.weight, self.bias)
+        return spread(multiply(at(x, read), self.weight, self.bias), read, x.shape)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from florana.training.together.dropout import keep
-from florana.training.together.frozen_linear import multiply
+from florana.training.together.frozen_linear import at, multiply, spread
 from florana.training.together.shared import Pass
 
 
@@ -25,6 +25,7 @@ class StackedLora(nn.Module):
         dropout: probability that a number of x is dropped on its way to A.
         site: which place in the model this is.
         shared: has the rows' clients and their factors.
+        narrow: whether the output is read only at the tokens that ``shared`` says; the others' is zero.
     """
 
     def __init__(
@@ -35,8 +36,11 @@ class StackedLora(nn.Module):
         dropout: float,
         site: int,
         shared: Pass,
+        *,
+        narrow: bool = False,
     ) -> None:
         super().__init__()
+        self._narrow = narrow
         self._name, self._own, self._shared = name, (linear,), shared
         self._scaling, self._dropout, self._site = scaling, dropout, site
 
@@ -62,11 +66,15 @@ class StackedLora(nn.Module):
         up = B.transpose(
             1, 2
         ).contiguous()  # (k, r, d_out): its products' gradients are faster than B's
-        out = multiply(x, self.weight, self.bias)
+        whole, read = x.shape, shared.read_of(x) if self._narrow else None
+        kept = x
         if self.training and self._dropout:
             keys = shared.keys_for(x, self._site)
-            x = x * keep(keys, self._site, x.shape, self._dropout, x.dtype)
-        rows = shared.rows(x, name)
+            kept = x * keep(keys, self._site, x.shape, self._dropout, x.dtype)
+        if read is not None:
+            x, kept = at(x, read), at(kept, read)
+        out = multiply(x, self.weight, self.bias)
+        rows = shared.rows(kept, name)
         flat = out.view(rows.shape[0], -1, out.shape[-1])
         if rows.dtype == A.dtype == out.dtype or torch.is_autocast_enabled(x.device.type):
             inner = torch.bmm(rows, A.transpose(1, 2))
@@ -74,7 +82,8 @@ class StackedLora(nn.Module):
         else:  # a base in half precision: the factors compute in their own
             inner = torch.bmm(rows.to(A.dtype), A.transpose(1, 2))
             made = flat + self._scaling * torch.bmm(inner, up)
-        return made.to(out.dtype).view(out.shape)
+        made = made.to(out.dtype).view(out.shape)
+        return made if read is None else spread(made, read, whole)
 
 
 class StackedLinear(nn.Module):

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+PREFIX = "base_model.model."
+"""Where the model lies inside PEFT's."""
+
 
 class Unfit(Exception):  # noqa: N818 (never leaves this package: it becomes a reason)
     """A model computes in a way that its clients cannot share; the message is the reason."""
@@ -22,6 +25,8 @@ class Pass:
         keys: (n,) int32, the key of every row's dropout.
         values: name -> (k, ...) the clients' own tensors, stacked.
         calls: place in the model -> times that it dropped numbers in this pass.
+        tokens: how many the pass has, padding included.
+        read: (n,) of these tokens, row after row, those that the answer is read from; None: it may be all.
     """
 
     def __init__(self) -> None:
@@ -30,6 +35,8 @@ class Pass:
         self.keys = torch.zeros(1, dtype=torch.int32)
         self.values: Mapping[str, Tensor] = {}
         self.calls: Counter[int] = Counter()
+        self.tokens = 0
+        self.read: Tensor | None = None
 
     def own(self, name: str) -> Tensor | None:
         """Every row's own tensor (n, ...); (1, ...) where all rows are of one client; None if there is none of that name."""
@@ -52,6 +59,10 @@ class Pass:
                 "a row cannot be told to be a client's"
             )
         return x.reshape(1 if self.clients == 1 else len(self.keys), -1, x.shape[-1])
+
+    def read_of(self, x: Tensor) -> Tensor | None:
+        """The tokens of x (n, t, d) that will be read, if x has this pass's tokens."""
+        return self.read if x.shape[:-1].numel() == self.tokens else None
 
     def keys_for(self, x: Tensor, site: int) -> Tensor:
         """The keys of the rows of x (n, ..., d).

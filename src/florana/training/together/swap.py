@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -13,42 +14,57 @@ from florana.training.together import attention
 from florana.training.together.dropout import KeyedDropout
 from florana.training.together.frozen_linear import FrozenLinear
 from florana.training.together.layers import StackedLinear, StackedLora
-from florana.training.together.shared import Pass, Unfit
+from florana.training.together.reading import NOTHING, Reads, following
+from florana.training.together.shared import PREFIX, Pass, Unfit
 
-PREFIX = "base_model.model."
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What was found of a model, see :func:`florana.training.together.fit`.
+
+    Args:
+        reason: why its clients cannot share a pass; None if they can.
+        keyed_attention: whether its attention drops weights.
+        reads: which of its layers are read at one token of each row alone.
+    """
+
+    reason: str | None
+    keyed_attention: bool = False
+    reads: Reads = NOTHING
 
 
 @contextmanager
-def stacked(model: LoraModel, shared: Pass, *, keyed_attention: bool) -> Iterator[nn.Module]:
+def stacked(model: LoraModel, shared: Pass, found: Fit) -> Iterator[nn.Module]:
     """The model inside PEFT's with stacked layers; PEFT's own are back afterwards.
 
     Args:
         model: the base model with LoRA.
         shared: what the layers look their rows and parameters up in.
-        keyed_attention: whether attention drops weights, and has to do so by key.
+        found: whether attention drops weights, and has to do so by key, and what is read where.
 
     Raises:
         Unfit: if a module cannot be stacked.
     """
     inner: Any = model.module.get_submodule(PREFIX[:-1])
     sites = {id(module): number for number, module in enumerate(inner.modules())}
-    new = _replacements(model, inner, shared, sites)
+    new = _replacements(model, inner, shared, sites, found.reads)
     old = {name: inner.get_submodule(name) for name in new}
-    configs = _attention_configs(inner) if keyed_attention else {}
+    configs = _attention_configs(inner) if found.keyed_attention else {}
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:
         for name, module in new.items():
             put_module(inner, name, module)
-        if keyed_attention:
+        if found.keyed_attention:
             attention.register()
             attention.PLACES.update({place: (shared, site) for place, site in sites.items()})
         for config in configs.values():
             config._attn_implementation = attention.NAME
-        yield inner
+        with following(found.reads, inner, shared):
+            yield inner
     finally:
         for key, config in configs.items():
             config._attn_implementation = before[key]
-        if keyed_attention:
+        if found.keyed_attention:
             for place in sites:
                 attention.PLACES.pop(place, None)
         for name, module in old.items():
@@ -56,7 +72,7 @@ def stacked(model: LoraModel, shared: Pass, *, keyed_attention: bool) -> Iterato
 
 
 def _replacements(
-    model: LoraModel, inner: nn.Module, shared: Pass, sites: dict[int, int]
+    model: LoraModel, inner: nn.Module, shared: Pass, sites: dict[int, int], reads: Reads
 ) -> dict[str, nn.Module]:
     """Name inside the model -> what is put there."""
     new: dict[str, nn.Module] = {}
@@ -68,7 +84,15 @@ def _replacements(
         if type(linear) is not nn.Linear:
             raise Unfit(f"module {name} is a {type(linear).__name__}, no plain linear layer")
         dropout = getattr(layer.lora_dropout["default"], "p", 0.0)
-        new[name] = StackedLora(name, linear, pair.scaling, dropout, sites[id(layer)], shared)
+        new[name] = StackedLora(
+            name,
+            linear,
+            pair.scaling,
+            dropout,
+            sites[id(layer)],
+            shared,
+            narrow=name in reads.modules,
+        )
     for name in trained:
         place = _place_of_extra(inner, name)
         layer = inner.get_submodule(place)
@@ -83,7 +107,7 @@ def _replacements(
         if type(module) is nn.Dropout:
             new[name] = KeyedDropout(module.p, sites[id(module)], shared)
         elif type(module) is nn.Linear:
-            new[name] = FrozenLinear(module)
+            new[name] = FrozenLinear(module, shared if name in reads.modules else None)
     return new
 
 

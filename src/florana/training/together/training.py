@@ -16,10 +16,11 @@ from florana.training.examples import Examples
 from florana.training.lora_model import LoraModel
 from florana.training.objectives import Objective
 from florana.training.schedule import Place, learning_rate
+from florana.training.together.allocator import keep_freed_memory
 from florana.training.together.batches import TOKENS, Chunk, Reading, chunks, read
 from florana.training.together.parameters import Stack
 from florana.training.together.shared import Pass, Unfit
-from florana.training.together.swap import stacked
+from florana.training.together.swap import Fit, stacked
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +80,7 @@ def train_together(
     config: TrainingConfig,
     parts: Collection[Part] = EVERYTHING,
     *,
-    keyed_attention: bool,
+    found: Fit,
 ) -> list[Trained]:
     r"""Train several clients at once, with the results of training them one by one.
 
@@ -93,7 +94,7 @@ def train_together(
         objective: whose loss is trained for.
         config: steps, batch size, learning rate, ...
         parts: the parts of the adapter that are trained; the others stay frozen.
-        keyed_attention: whether attention has dropout, see :func:`florana.training.together.fit`.
+        found: what :func:`florana.training.together.fit` found of the model.
 
     Returns:
         In the order of the jobs: tensors and loss, or the error.
@@ -104,7 +105,8 @@ def train_together(
     readings = [read(job.examples, config, job.place) for job in jobs]
     order = sorted(range(len(jobs)), key=lambda i: -readings[i].steps)
     shared = Pass()
-    with stacked(model, shared, keyed_attention=keyed_attention) as inner:
+    keep_freed_memory()
+    with stacked(model, shared, found) as inner:
         inner.train()
         group = _Group(
             model, inner, shared, [jobs[i] for i in order], [readings[i] for i in order], config
