@@ -66,10 +66,9 @@ class Alternating:
 
     def __call__(self, event: Event) -> None:
         """Take the time of a florana round, then of a bare one."""
-        if isinstance(event, RoundRow):
-            if event.server_round:
-                self.florana.append(time.perf_counter() - self._mark)
-            self.bare.append(bare_round(self.experiment, event.server_round + 1))
+        if isinstance(event, RoundRow) and event.server_round:
+            self.florana.append(time.perf_counter() - self._mark)
+            self.bare.append(bare_round(self.experiment, event.server_round))
             self._mark = time.perf_counter()
 
 
@@ -85,18 +84,22 @@ def main() -> None:
     if given.growth:
         growth(given.set, (2, 10, 100))
         return
-    # One round more than is timed: the last also tests every client's model on the global test set.
-    overrides = [*given.set, f"federation.rounds={given.rounds + 1}"]
+    # Two rounds more than are timed: the first also tests the untrained model, the last every client's model on
+    # the global test set.
+    overrides = [*given.set, f"federation.rounds={given.rounds + 2}"]
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "run"
         config = load_config(None, [*overrides, f'output="{folder}"'])
         watch = Alternating(prepare(config))
         runner.start(config, watch)
         lines = (folder / "timings.jsonl").read_text().splitlines()
-    timings = [json.loads(line) for line in lines][1 : given.rounds + 1]
+    timed = slice(1, given.rounds + 1)
+    timings = [json.loads(line) for line in lines if json.loads(line)["round"]][timed]
     print("round   florana s   bare s   ratio")
-    pairs = list(zip(watch.florana, watch.bare, strict=False))[: given.rounds]
-    for number, (ours, bare) in enumerate(pairs, start=1):
+    pairs = list(zip(watch.florana, watch.bare, strict=True))[timed]
+    for timing, (_, bare) in zip(timings, pairs, strict=True):
+        timing["writing"] -= bare  # the bare round is done while florana writes
+    for number, (ours, bare) in enumerate(pairs, start=2):
         print(f"{number:>5} {ours:>11.2f} {bare:>8.2f} {ours / bare:>7.3f}")
     print(f"median overhead: {100 * (median(o / b for o, b in pairs) - 1):+.1f} % ")
     parts = ("training", "evaluation", "federation", "error_report", "last_clients", "writing")

@@ -1,7 +1,7 @@
 """How fast the clients of a round train: florana one by one and at once, a plain PEFT loop, Flower's simulation.
 
     python benchmarks/rounds.py               # measures what is missing, then writes the table
-    python benchmarks/rounds.py --short       # two clients, two steps, minutes; for CI
+    python benchmarks/rounds.py --short       # four clients, six steps, once; for CI
     python benchmarks/rounds.py --tables      # the table alone, from what is there
 
 Every contestant trains the same clients, the quickstart's, for one round: it takes the global adapter, does 8 steps of 16
@@ -126,13 +126,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-simulation", action="store_true")
-    parser.add_argument("--short", action="store_true", help="two clients, two steps, once")
+    parser.add_argument("--short", action="store_true", help="four clients, six steps, once")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--tables", action="store_true", help="only write the table")
     given = parser.parse_args()
     name = "rounds"
     if given.short:
-        given.clients, given.steps, given.repeats, given.no_simulation = "2", 2, 1, True
+        given.clients, given.steps, given.repeats, given.no_simulation = "4", 6, 1, True
         name = "rounds-short"
     given.results.mkdir(parents=True, exist_ok=True)
     path = given.results / f"{name}.jsonl"

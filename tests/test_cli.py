@@ -58,6 +58,13 @@ def assert_refused(ended: Ended, *expected: str) -> None:
         assert part in ended.err
 
 
+def test_libraries_are_imported_without_a_word() -> None:
+    """PEFT imports bitsandbytes where that is there, which tells of kernels that nobody asked for."""
+    code = "from florana.training import load_libraries; load_libraries()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_help_imports_nothing_heavy() -> None:
     """``import florana, florana.cli`` and the help text need neither torch nor flower nor pydantic."""
     code = (

@@ -137,9 +137,10 @@ def run(
                 checked = checked.model_copy(update={"output": str(output)})
             if checked.data.source == "docstrings":
                 from florana.tasks.ahead import read_ahead
+                from florana.training import load_libraries
 
                 read_ahead()
-                import peft  # noqa: F401 (needed later; importing takes about as long as that reading)
+                load_libraries()  # takes about as long as that reading
             from florana.experiments import runner
 
             summary = runner.start(checked, watch)

@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from florana.errors import FederationError
+from florana.federation.relay_grid import RelayGrid
 
 OnReply = Callable[[Message, Message, float], None]
 """(message, its reply, seconds from the one to the other) -> nothing."""
@@ -18,7 +18,7 @@ OnReply = Callable[[Message, Message, float], None]
 POLL_SECONDS = 0.25
 
 
-class WatchedGrid(Grid):
+class WatchedGrid(RelayGrid):
     """Another grid with a watched :meth:`send_and_receive`.
 
     Args:
@@ -28,28 +28,9 @@ class WatchedGrid(Grid):
     """
 
     def __init__(self, grid: Grid, on_reply: OnReply, stop: threading.Event | None = None) -> None:
-        self._grid, self._on_reply = grid, on_reply
+        super().__init__(grid)
+        self._on_reply = on_reply
         self._stop = stop or threading.Event()
-
-    def set_run(self, run: Run) -> None:
-        """Hand the run on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The other grid's run."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """A message to one node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Ids of the nodes that are connected.
@@ -60,14 +41,6 @@ class WatchedGrid(Grid):
         if self._stop.is_set():
             raise FederationError("the run was stopped")
         return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Take the replies that are there."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -6,9 +6,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-# Told at import, on some processors, whether or not anything is quantised.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
