@@ -135,6 +135,21 @@ def test_looking_leaves_no_trace(kind: Kind) -> None:
     assert all(p.grad is None for p in model.module.parameters())
 
 
+def test_long_texts_are_looked_at_in_part(kinds: dict[str, Kind]) -> None:
+    """Their ends are kept, and what is found is the same."""
+    kind = kinds["own head"]
+    short = found_in(make(kind), kind)
+    ids = tuple(torch.randint(5, 20, (length,)) for length in (33, 40, 36, 3))
+    seen: list[torch.Size] = []
+    model = make(kind)
+    inner = model.module.get_submodule("base_model.model")
+    inner.register_forward_pre_hook(
+        lambda _module, _args, inputs: seen.append(inputs["input_ids"].shape), with_kwargs=True
+    )
+    assert reads_of(model, Examples(ids, torch.arange(4), 0)) == short
+    assert seen == [(4, 32)]
+
+
 def test_texts_of_a_token_tell_nothing(kinds: dict[str, Kind]) -> None:
     """One token a row is first and last at once."""
     kind = kinds["own head"]

@@ -100,7 +100,7 @@ def _save(plot: Plot, name: str, panels: int, folder: Path) -> Shape:
 
 
 def _settle(figure: Figure) -> None:
-    """Lay a figure out once, to a thousandth of a pixel.
+    """Lay a figure out once, to about a thousandth of a pixel.
 
     The solver of matplotlib's constrained layout goes through its variables in the order of their addresses, so
     that the last bits of what it finds differ from one drawing to the next; rounded, the files have the same bytes.

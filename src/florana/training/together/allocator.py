@@ -20,7 +20,7 @@ def keep_freed_memory() -> bool:
     """Let the process keep what it frees, up to :data:`MOST` bytes.
 
     A pass makes and frees blocks of megabytes. glibc gives such blocks back to the system, and gets the next ones page by
-    page, each page by a fault: with eight clients at once a seventh of the time (docs/performance.md). The peak of the
+    page, each page by a fault: with eight clients at once on two threads a tenth of the time (docs/performance.md). The peak of the
     memory that is held stays what it is; it is held longer.
 
     Returns:

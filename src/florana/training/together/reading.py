@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -61,6 +61,10 @@ class Reads:
     pad_id: int | None = None
 
 
+ROWS: Final = 4
+MOST_TOKENS: Final = 32
+"""How many rows are looked at, and how many tokens of each."""
+
 NOTHING: Final = Reads()
 """Nothing is known, so all is computed."""
 
@@ -102,6 +106,8 @@ def reads_of(model: LoraModel, examples: Examples) -> Reads:
         model: the base model with LoRA, whatever it holds.
         examples: any of the run; four of unlike length are looked at.
     """
+    if examples.prompts is not None:  # a language model, which answers at every token
+        return NOTHING
     if model not in _FOUND:
         _FOUND[model] = NOTHING if is_placed(model.module) else _look(model, examples)
     return _FOUND[model]
@@ -110,7 +116,7 @@ def reads_of(model: LoraModel, examples: Examples) -> Reads:
 def _look(model: LoraModel, examples: Examples) -> Reads:
     inner = model.module.get_submodule(PREFIX[:-1])
     pad_id = getattr(getattr(inner, "config", None), "pad_token_id", None)
-    inputs, _ = examples.batch(_unlike(examples), model.device)
+    inputs, _ = _short(examples.take(_unlike(examples))).batch(np.arange(ROWS), model.device)
     outputs: dict[str, Tensor] = {}
     training, shape = model.module.training, inputs["input_ids"].shape
     hooks = [
@@ -150,8 +156,19 @@ def _layers(model: LoraModel, inner: nn.Module) -> list[str]:
 def _unlike(examples: Examples) -> Indices:
     """The shortest and the longest example, and two between them."""
     order = np.argsort([len(ids) for ids in examples.token_ids], kind="stable")
-    chosen: Indices = order[np.linspace(0, len(order) - 1, 4).round().astype(int)]
+    chosen: Indices = order[np.linspace(0, len(order) - 1, ROWS).round().astype(int)]
     return chosen
+
+
+def _short(examples: Examples) -> Examples:
+    """Without the middle of long rows, so that looking takes little memory; the ends may be special tokens."""
+
+    def cut(rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        half = MOST_TOKENS // 2
+        return tuple(r if len(r) <= MOST_TOKENS else torch.cat([r[:half], r[-half:]]) for r in rows)
+
+    segments = None if examples.segments is None else cut(examples.segments)
+    return replace(examples, token_ids=cut(examples.token_ids), segments=segments)
 
 
 def _kept(outputs: dict[str, Tensor], name: str, shape: torch.Size) -> Callable[..., None]:
