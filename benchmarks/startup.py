@@ -43,18 +43,21 @@ def child(overrides: Sequence[str]) -> None:
 
     import florana.cli._progress  # noqa: F401 (for the time it takes)
     from florana.config import load_config
+    from florana.garbage import importing, process_is_ours
     from florana.tasks.ahead import read_ahead
+    from florana.training import load_libraries
 
+    process_is_ours()
     with tempfile.TemporaryDirectory() as parent:
         config = load_config(None, [*overrides, f'output="{parent}/run"'])
         if config.data.source == "docstrings":
             read_ahead()
         mark("command line, configuration, torch")
-        import peft  # noqa: F401 (as florana run does)
-
+        load_libraries()
         mark("transformers, PEFT")
-        from florana.experiments import runner, setup
-        from florana.experiments.events import ClientStarted, Event
+        with importing("florana.experiments.runner"):
+            from florana.experiments import runner, setup
+            from florana.experiments.events import ClientStarted, Event
 
         mark("Flower")
         for name, what in STEPS.items():

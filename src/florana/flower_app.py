@@ -23,6 +23,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from florana.app_config import RESUME, read_run_config
 from florana.errors import ConfigError, FloranaError
+from florana.garbage import importing, process_is_ours
 
 if TYPE_CHECKING:
     from florana.experiments.events import Event
@@ -35,13 +36,14 @@ client_app = ClientApp()
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Do a run on whatever federation ``grid`` is."""
-    _quiet()
-    from rich.console import Console
+    _settle()
+    with importing("florana.experiments.deployed"):
+        from rich.console import Console
 
-    from florana.cli._progress import Progress
-    from florana.experiments.deployed import serve
-    from florana.report import write_run_report
-    from florana.report.prometheus import PrometheusWatcher
+        from florana.cli._progress import Progress
+        from florana.experiments.deployed import serve
+        from florana.report import write_run_report
+        from florana.report.prometheus import PrometheusWatcher
 
     run_config = dict(context.run_config)
     resume = str(run_config.pop(RESUME, "") or "")
@@ -94,15 +96,19 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _node(context: Context) -> Node:
-    _quiet()
-    from florana.experiments.node import open_node
-
+    _settle()
     run_config = dict(context.run_config)
     run_config.pop(RESUME, None)
-    return open_node(read_run_config(run_config), context.node_config)
+    config = read_run_config(run_config)
+    with importing("florana.experiments.node"):
+        from florana.experiments.node import open_node
+        from florana.training import load_libraries
+    load_libraries()
+    return open_node(config, context.node_config)
 
 
-def _quiet() -> None:
-    """Keep what libraries warn of out of the node's log."""
+def _settle() -> None:
+    """Keep what libraries warn of out of the node's log; the process is here for florana alone."""
+    process_is_ours()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.captureWarnings(True)

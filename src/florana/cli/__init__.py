@@ -15,6 +15,7 @@ from florana.cli import aggregate, compare, config, inspect, methods, report, ru
 from florana.cli import app as flower_app
 from florana.cli import eval as evaluation
 from florana.errors import FloranaError
+from florana.garbage import process_is_ours
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -56,6 +57,7 @@ def _root(
 
 def main() -> None:
     """Entry point: an error that florana raises on purpose is one message and exit code 2."""
+    process_is_ours()
     _guard(app)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from florana.errors import ConfigError
+from florana.garbage import importing
 
 if TYPE_CHECKING:
     from florana.config import ServerConfig
@@ -94,7 +95,8 @@ def aggregate(
     options, server = _options(method, override or ())
     sizes = numbers("--weights", weights, float)
     with progress("reading headers") as watch:
-        from florana.folders.aggregate import aggregate_folders
+        with importing("florana.folders.aggregate"):
+            from florana.folders.aggregate import aggregate_folders
 
         result = aggregate_folders(
             adapters,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from florana.errors import ConfigError
+from florana.garbage import importing
 
 if TYPE_CHECKING:
     from florana.experiments.comparison.value import Comparison
@@ -90,8 +91,9 @@ def compare(
     from florana.cli._comparison_progress import ComparisonProgress
 
     with ComparisonProgress() as progress:
-        from florana.experiments.compare import compare as do_compare
-        from florana.experiments.comparison.items import split_items
+        with importing("florana.experiments.compare"):
+            from florana.experiments.compare import compare as do_compare
+            from florana.experiments.comparison.items import split_items
 
         comparison = do_compare(
             _by_stem(configs) if configs else {QUICKSTART: ()},

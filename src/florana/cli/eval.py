@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from florana.errors import ConfigError
+from florana.garbage import importing
 
 if TYPE_CHECKING:
     from florana.harness import Score
@@ -79,7 +80,8 @@ def evaluate(
     logging.captureWarnings(True)
     if adapter not in ADAPTERS:
         raise ConfigError(f"--adapter is {adapter!r}; expected one of {', '.join(ADAPTERS)}")
-    from florana.harness import Request, evaluate
+    with importing("florana.harness"):
+        from florana.harness import Request, evaluate
 
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     request = Request(names, tuple(include_path or ()), num_fewshot, limit, batch_size, chat)

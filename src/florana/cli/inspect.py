@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from florana.errors import ConfigError
+from florana.garbage import importing
 
 
 def inspect(
@@ -51,10 +52,11 @@ def inspect(
 
     Nothing is trained and nothing but the plot is written. The result is on stdout, progress on stderr.
     """
-    from florana.cli._folders import limits, numbers, progress, show
-    from florana.cli._inspect_text import text
-    from florana.folders.inspect import inspect_folders
-    from florana.folders.missing import CHOICES
+    with importing("florana.folders.inspect"):
+        from florana.cli._folders import limits, numbers, progress, show
+        from florana.cli._inspect_text import text
+        from florana.folders.inspect import inspect_folders
+        from florana.folders.missing import CHOICES
 
     choice = next((known for known in CHOICES if known == missing), None)
     if choice is None:

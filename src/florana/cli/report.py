@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from florana.garbage import importing
+
 
 def report(
     folder: Annotated[
@@ -21,6 +23,7 @@ def report(
 
     florana report runs/docstrings-florana-seed0
     """
-    from florana.report import write_report
+    with importing("florana.report"):
+        from florana.report import write_report
 
     typer.echo(f"{write_report(folder)}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from florana.errors import ConfigError
+from florana.garbage import importing
 
 if TYPE_CHECKING:
     from florana.experiments.events import Event
@@ -126,7 +127,8 @@ def run(
                 watcher(event)
 
         if resume is not None:
-            from florana.experiments import runner
+            with importing("florana.experiments.runner"):
+                from florana.experiments import runner
 
             summary, folder = runner.resume(resume, watch), resume
         else:
@@ -141,7 +143,8 @@ def run(
 
                 read_ahead()
                 load_libraries()  # takes about as long as that reading
-            from florana.experiments import runner
+            with importing("florana.experiments.runner"):
+                from florana.experiments import runner
 
             summary = runner.start(checked, watch)
             folder = progress.folder

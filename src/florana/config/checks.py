@@ -11,6 +11,7 @@ from florana.config.messages import explain
 from florana.config.run import RunConfig
 from florana.config.training import MethodConfig
 from florana.errors import ConfigError
+from florana.garbage import importing
 
 
 def with_task(given: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +43,8 @@ def with_task(given: dict[str, Any]) -> dict[str, Any]:
 
 def validate(given: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
     """The checked config, or all that is wrong with it."""
-    from florana import aggregators
+    with importing("florana.aggregators"):  # and torch with it
+        from florana import aggregators
 
     config, mistakes = None, []
     try:

@@ -20,7 +20,7 @@ from florana.experiments.data import load_data, load_second_test, load_test, spr
 from florana.seeding import generator
 from florana.tasks.dataset import TextDataset
 from florana.tasks.partition import ClientSplit
-from florana.training import objectives
+from florana.training import load_libraries, objectives
 from florana.training.base_model import ModelSource, find_model, load_tokenizer
 from florana.training.examples import Examples
 from florana.training.lora_model import LoraModel
@@ -127,6 +127,7 @@ def prepare(config: RunConfig) -> Experiment:
     data, test = load_data(config)
     splits = spread(config, data)
     source = find_model(config.model.name)
+    load_libraries()
     tokenizer = load_tokenizer(source)
     objective = objectives.build(config, len(data.label_names), source)
     examples = objective.tokenize(data, tokenizer, config.model.max_length)
@@ -176,6 +177,7 @@ def prepare_server(config: RunConfig) -> ServerSide:
         data, test = load_data(config)
         splits, labels = spread(config, data), data.label_names
     source = find_model(config.model.name)
+    load_libraries()
     objective = objectives.build(config, len(labels), source)
     model = build_lora_model(config, source, objective.head)
     tests = _tests(config, source, objective, test, labels)

@@ -2,10 +2,13 @@
 
 import logging
 
+from florana.garbage import importing
+
 # PEFT imports bitsandbytes wherever that is installed, and it tells of optional kernels that are not.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def load_libraries() -> None:
     """Import PEFT and what it needs, seconds of work, before it is asked for."""
-    import peft  # noqa: F401
+    with importing("peft"):
+        import peft  # noqa: F401
