@@ -7,6 +7,8 @@ renaming it, so that a round that is done again goes well. Where:
 - ``start-R``: the server has aggregated round R, and has written nothing;
 - ``write-R``: metrics.jsonl has round R's lines, the checkpoint is still that of the round before;
 - ``done-R``: the checkpoint of round R is in place.
+
+``ask-after`` holds the seconds after which nodes are asked if they are still at work.
 """
 
 from __future__ import annotations
@@ -111,7 +113,11 @@ def main(grid: Grid, context: Context) -> None:
     """The library's server, which looks for orders."""
     from florana.experiments.run_folder import RunFolder
     from florana.experiments.server import ServerHalf
+    from florana.federation import overdue
 
+    ask_after = Path(os.environ["FLORANA_FAULTS"]) / "ask-after"
+    if ask_after.exists():
+        overdue.FIRST_QUESTION = float(ask_after.read_text())
     before(ServerHalf, "_finish_round", lambda *a: f"start-{a[1].server_round}")
     before(RunFolder, "write_checkpoint", lambda *a: f"write-{a[1].state.server_round}")
     after(RunFolder, "write_checkpoint", lambda *a: f"done-{a[1].state.server_round}")

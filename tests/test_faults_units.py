@@ -110,7 +110,7 @@ def test_a_long_reason_keeps_its_end() -> None:
     [
         (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "it failed: the reason"),
         (ErrorCode.MESSAGE_UNAVAILABLE, r"no reply came .*federation\.deadline_seconds\): the reason"),
-        (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "its reply expired on the way .*: the reason"),
+        (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "its reply was lost on the way.*: the reason"),
         (ErrorCode.NODE_UNAVAILABLE, "its SuperNode is gone: the reason"),
         (ErrorCode.CLIENT_APP_CRASHED, "its process died: it was killed, or out of memory: the reason"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
+from flwr.superlink.grid import InMemoryGrid
 
 from florana.config import RunConfig
 from florana.errors import RunError
@@ -51,7 +52,8 @@ def serve(grid: Grid, config: RunConfig, resume: Path | None, watch: Watch) -> t
     side = prepare_server(config)
     if resume is None:
         folder = new_folder(config, side.provenance)
-    watched = WatchedGrid(grid, tell_replies(watch))
+    one_by_one = not isinstance(grid, InMemoryGrid)  # that is Flower's simulation
+    watched = WatchedGrid(grid, tell_replies(watch), ask=one_by_one)
     with folder.held():
         first = Checkpoint(side.first)
         checkpoint = first if resume is None else reopen(folder, config, side)

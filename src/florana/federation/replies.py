@@ -20,13 +20,15 @@ from florana.federation.records import Held, unpack
 MAX_EXAMPLES = 1e15
 """More than any client has, and few enough that sums of them are exact and finite."""
 
+IN_PART = "message objects are unavailable"
+"""Of what Flower says of a reply that was not sent whole; its code is that of a message that expired."""
 
 REASON_LENGTH = 400
 """Characters of an error that stand in the log; Ray's have whole paragraphs."""
 
 CAUSES = {
     ErrorCode.MESSAGE_UNAVAILABLE: "no reply came before its message expired (federation.deadline_seconds)",
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its reply expired on the way (federation.deadline_seconds)",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its reply was lost on the way, or came after its message expired",
     ErrorCode.NODE_UNAVAILABLE: "its SuperNode is gone",
     ErrorCode.CLIENT_APP_CRASHED: "its process died: it was killed, or out of memory",
 }
@@ -77,8 +79,10 @@ def content_of(reply: Message | None) -> RecordDict:
     if reply is None:
         raise AdapterError("no reply came in time")
     if reply.has_error():
-        cause = CAUSES.get(reply.error.code, "it failed")
-        raise AdapterError(f"{cause}: {_shortened(str(reply.error.reason))}")
+        cause, reason = CAUSES.get(reply.error.code, "it failed"), str(reply.error.reason)
+        if IN_PART in reason:
+            cause = "its reply came in part"
+        raise AdapterError(f"{cause}: {_shortened(reason)}")
     return reply.content
 
 
