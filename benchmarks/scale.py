@@ -29,8 +29,8 @@ from cost_model import TRAFFIC, flops, numbers, server_bytes
 from random_base import Decoder, write_decoder, write_texts
 
 from florana.adapter import Adapter, LoraPair, Plan
+from florana.experiments.flower_log import flower_log_in
 from florana.experiments.run_folder import RunFolder
-from florana.experiments.server import flower_log_in
 from florana.federation.client_app import LocalResult, build_client_app
 from florana.federation.client_states import ClientStates
 from florana.federation.local_grid import LocalGrid

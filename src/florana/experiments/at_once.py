@@ -9,8 +9,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from flwr.app import RecordDict
 
-from florana.experiments.events import ClientStarted, Note
-from florana.experiments.server import Watch
+from florana.experiments.events import ClientStarted, Note, Watch
 from florana.experiments.setup import Experiment
 from florana.federation.client_app import LocalResult, Task, receive, reply
 from florana.federation.local_grid import Asked

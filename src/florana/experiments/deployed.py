@@ -12,10 +12,10 @@ from flwr.superlink.grid import InMemoryGrid
 from florana.config import RunConfig
 from florana.errors import RunError
 from florana.experiments.checkpoint import Checkpoint
-from florana.experiments.events import ClientReplied, Summary
+from florana.experiments.events import ClientReplied, Summary, Watch
 from florana.experiments.run_folder import RunFolder, refuse_used
 from florana.experiments.runner import finished, new_folder, reopen
-from florana.experiments.server import ServerHalf, Watch
+from florana.experiments.server import ServerHalf
 from florana.experiments.setup import prepare_server
 from florana.federation.watched_grid import OnReply, WatchedGrid
 

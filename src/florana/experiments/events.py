@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,3 +132,6 @@ Event = (
     | RoundRow
     | Summary
 )
+
+Watch = Callable[[Event], None]
+"""Told everything that happens."""

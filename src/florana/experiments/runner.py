@@ -11,9 +11,9 @@ from florana.config import RunConfig, sampled_clients
 from florana.errors import RunError
 from florana.experiments.at_once import AtOnce
 from florana.experiments.checkpoint import Checkpoint
-from florana.experiments.events import ClientStarted, Summary
+from florana.experiments.events import ClientStarted, Summary, Watch
 from florana.experiments.run_folder import RunFolder, free_folder, refuse_used
-from florana.experiments.server import ServerHalf, Watch
+from florana.experiments.server import ServerHalf
 from florana.experiments.setup import Experiment, ServerSide, prepare, prepare_server
 from florana.federation.client_app import LocalResult, Task, build_client_app
 from florana.federation.local_grid import LocalGrid

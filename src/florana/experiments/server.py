@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from florana.adapter import Adapter, ClientUpdate
-from florana.aggregators import GlobalState, build, plan_of, with_residual
+from florana.adapter import ClientUpdate
+from florana.aggregators import GlobalState, build, plan_of
 from florana.experiments.checkpoint import Checkpoint
 from florana.experiments.events import (
     ClientLeftOut,
     ClientTested,
-    Event,
     Note,
     Prepared,
     RoundRow,
     Summary,
+    Watch,
 )
 from florana.experiments.float_weights import FloatWeights
+from florana.experiments.flower_log import flower_log_in
 from florana.experiments.metrics import (
     SECONDS,
     client_line,
-    mean_of,
     mean_score,
     module_details,
     round_line,
@@ -39,16 +35,13 @@ from florana.experiments.metrics import (
     row_of,
     scored,
 )
+from florana.experiments.round_clock import RoundClock
 from florana.experiments.run_folder import RunFolder
+from florana.experiments.scoring import Scorer, held_of
 from florana.experiments.setup import ServerSide
-from florana.federation.client_app import own_model
 from florana.federation.outcome import RoundOutcome
 from florana.federation.records import Held
 from florana.federation.strategy import LoraStrategy
-from florana.training import together
-from florana.training.evaluation import Score
-
-Watch = Callable[[Event], None]
 
 
 class ServerHalf:
@@ -75,9 +68,11 @@ class ServerHalf:
         trained: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._side, self._folder, self._watch = side, folder, watch
-        self._config, self._model = side.config, side.model
-        self._local, self._states, self._trained = clients, states, trained
-        self._objective, self._metric = side.objective, side.objective.metrics[0]
+        self._config = side.config
+        self._local, self._states = clients, states
+        self._trained = trained if clients else None
+        self._scorer = Scorer(side, states)
+        self._metric = side.objective.metrics[0]
         self._rounds = self._config.federation.rounds
         plan = plan_of(build(self._config.method.name, self._config.method.options), 1)
         self._clients_score = side.test is None or bool(plan.home and not clients)
@@ -88,9 +83,7 @@ class ServerHalf:
         Raises:
             FloranaError: if a round cannot be done; all earlier ones are saved.
         """
-        self._started = self._mark = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-        self._trained_before = self._trained()
+        self._started, self._clock = time.perf_counter(), RoundClock(self._trained)
         self._done = checkpoint
         rounds_done = checkpoint.state.server_round
         for note in self._side.notes:
@@ -153,7 +146,7 @@ class ServerHalf:
         """The weights that DoRA and HiRA aggregate beside, without F."""
         if self._config.lora.variant == "lora":
             return None
-        return FloatWeights(self._model.base_weights)
+        return FloatWeights(self._side.model.base_weights)
 
     @property
     def _start_is_scored_first(self) -> bool:
@@ -168,35 +161,32 @@ class ServerHalf:
     def _write_round_0(self) -> None:
         """The untrained start, so that every curve begins at the same point."""
         state = self._done.state
-        self._folder.write_adapter("best", self._export(state))  # until a round is better
+        self._folder.write_adapter("best", self._scorer.export(state))  # until a round is better
         if self._clients_score:
             size = self._folder.append_metrics([], after=0)
             line = round_line(RoundRow(0, 0.0, 0.0))
             self._save(Checkpoint(state, metrics_size=size, unscored=line))
         else:
-            score = self._score(Held(state.adapter, state.residual))
+            score = self._scorer.score(held_of(state))
             line = scored(round_line(RoundRow(0, 0.0, 0.0)), score, self._metric)
             self._commit([line], Checkpoint(state), line, state)
-        self._note_time("evaluation")
-        self._folder.append_timing(0, {"training": 0.0, **self._seconds})
-        self._seconds = {}
-        self._mark = time.perf_counter()
+        self._clock.note("evaluation")
+        self._folder.append_timing(0, {"training": 0.0, **self._clock.take()})
 
     def _finish_round(self, outcome: RoundOutcome) -> None:
         """Evaluate, write metrics, then the checkpoint that makes the round count."""
-        self._note_training(outcome)
+        slowest = max((told.get(SECONDS, 0.0) for told in outcome.metrics.values()), default=0.0)
+        self._clock.note_training(slowest)
         if not self._done.metrics_size and self._done.unscored is None:
-            seconds, self._seconds = self._seconds, {}
+            seconds = self._clock.take()
             self._write_round_0()
-            self._seconds = seconds
-        row = round_row(
-            outcome, self._metric
-        )  # reads the error report, which is made when it is first read
-        self._note_time("error_report")
-        score = None if self._clients_score else self._score_all(outcome)
-        self._note_time("evaluation")
+            self._clock.give_back(seconds)
+        row = round_row(outcome, self._metric)  # makes the error report, which is made when read
+        self._clock.note("error_report")
+        score = None if self._clients_score else self._scorer.score_round(outcome)
+        self._clock.note("evaluation")
         clients = [self._client_line(outcome, update) for update in outcome.updates]
-        self._note_time("last_clients")
+        self._clock.note("last_clients")
         line = round_line(row, module_details(outcome))
         after = replace(
             self._done,
@@ -214,10 +204,8 @@ class ServerHalf:
             self._commit(
                 [earlier, *clients], replace(after, unscored=line), earlier, outcome.before
             )
-        self._note_time("writing")
-        self._folder.append_timing(outcome.server_round, self._seconds)
-        self._seconds = {}
-        self._mark = time.perf_counter()
+        self._clock.note("writing")
+        self._folder.append_timing(outcome.server_round, self._clock.take())
 
     def _commit(
         self,
@@ -238,7 +226,7 @@ class ServerHalf:
         checkpoint = replace(checkpoint, metrics_size=size)
         best = self._done.best_score
         if best is None or self._metric.better(judged["score"], best):
-            self._folder.write_adapter("best", self._export(state))
+            self._folder.write_adapter("best", self._scorer.export(state))
             checkpoint = replace(checkpoint, best_round=judged["round"], best_score=judged["score"])
         self._save(checkpoint)
         self._watch(row_of(judged))
@@ -247,66 +235,21 @@ class ServerHalf:
         self._folder.write_checkpoint(checkpoint)
         self._done = checkpoint
 
-    def _score(self, held: Held) -> Score:
-        """A model on the global test set."""
-        assert self._side.test is not None
-        self._model.load(held.adapter, held.residual)
-        bf16 = self._config.training.bf16
-        with together.merged(self._model, self._side.test):
-            score = self._objective.evaluate(self._model, self._side.test, bf16=bf16)
-            if self._side.second_test is None:
-                return score
-            second = self._objective.evaluate(self._model, self._side.second_test, bf16=bf16)
-        told = {f"{self._metric.name} (second test)": second.value}
-        return score._replace(others={**score.others, **told})
-
-    def _score_all(self, outcome: RoundOutcome) -> Score:
-        """The global model; of a method that keeps parts at home, the mean over every client's own."""
-        shared = Held(outcome.state.adapter, outcome.state.residual)
-        if outcome.plan.home:
-            return mean_of([self._score(own) for _, own in self._own_models(shared)])
-        return self._score(shared)
-
-    def _own_models(self, shared: Held) -> Iterator[tuple[int, Held]]:
-        """Every client's own model, one at a time; ``shared`` itself where the client keeps nothing at home."""
-        states, initial = self._states(), self._model.initial
-        for client in sorted(states):
-            yield client, own_model(shared, states[client], initial)
-
-    def _export(self, state: GlobalState) -> Adapter:
-        """The result as one adapter; what clients keep at home enters with its mean, where it is known."""
-        shared = Held(state.adapter, state.residual)
-        if all(own is shared for _, own in self._own_models(shared)):
-            return state.whole
-        total = sum(self._side.sizes)
-        mean = {name: torch.zeros_like(t).double() for name, t in state.adapter.tensors().items()}
-        for (_, own), size in zip(self._own_models(shared), self._side.sizes, strict=True):
-            for name, tensor in own.adapter.tensors().items():
-                mean[name] += tensor.double() * (size / total)
-        averaged = state.adapter.with_tensors({name: t.float() for name, t in mean.items()})
-        return with_residual(averaged, state.residual)
-
     def _client_line(self, outcome: RoundOutcome, update: ClientUpdate) -> dict[str, Any]:
         """A client's line; after the last round, also its own model on the global test set."""
         line = client_line(outcome, update)
         if outcome.server_round == self._rounds and not self._clients_score:
             client = int(update.client_id)
             self._watch(ClientTested(client))
-            own = Held(update.adapter, outcome.before.residual)
-            states = self._states()
-            if client in states:
-                own = own_model(own, states[client], self._model.initial)
-            line["global_score"] = self._score(own).value
+            own = self._scorer.own(client, Held(update.adapter, outcome.before.residual))
+            line["global_score"] = self._scorer.score(own).value
         return line
 
     def _write_summary(self) -> Summary:
         state = self._done.state
-        self._folder.write_adapter("final", self._export(state))
-        shared = Held(state.adapter, state.residual)
-        for client, own in self._own_models(shared):
-            if own is not shared:
-                whole = with_residual(own.adapter, own.residual)
-                self._folder.write_adapter(f"clients/{client}", whole)
+        self._folder.write_adapter("final", self._scorer.export(state))
+        for client, own in self._scorer.export_own(state):
+            self._folder.write_adapter(f"clients/{client}", own)
         lines = list(self._folder.read_metrics())
         last = [line for line in lines if line["kind"] == "round"][-1]
         key = "score" if self._clients_score else "global_score"
@@ -328,32 +271,3 @@ class ServerHalf:
         summary = Summary(**fields, seconds=time.perf_counter() - self._started)
         self._watch(summary)
         return summary
-
-    def _note_training(self, outcome: RoundOutcome) -> None:
-        """Training here, or the longest that a client elsewhere says; the rest of the time is federation."""
-        now, trained = time.perf_counter(), self._trained()
-        told = [m.get(SECONDS, 0.0) for m in outcome.metrics.values()]
-        training = trained - self._trained_before if self._local else max(told)
-        self._seconds = {"training": training, "federation": now - self._mark - training}
-        self._mark, self._trained_before = now, trained
-
-    def _note_time(self, part: str) -> None:
-        """Put the time since the last mark under ``part``."""
-        now = time.perf_counter()
-        self._seconds[part] = now - self._mark
-        self._mark = now
-
-
-@contextmanager
-def flower_log_in(path: Path) -> Iterator[None]:
-    """Flower's own log goes into the run folder instead of on the user's terminal."""
-    logger = logging.getLogger("flwr")
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    before, propagate = logger.handlers[:], logger.propagate
-    logger.handlers, logger.propagate = [handler], False
-    try:
-        yield
-    finally:
-        logger.handlers, logger.propagate = before, propagate
-        handler.close()

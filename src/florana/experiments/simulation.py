@@ -17,8 +17,8 @@ from florana.app_config import Flat, write_run_config
 from florana.config import RunConfig
 from florana.errors import ConfigError, FederationError
 from florana.experiments.deployed import tell_replies
-from florana.experiments.events import Summary
-from florana.experiments.server import Watch, flower_log_in
+from florana.experiments.events import Summary, Watch
+from florana.experiments.flower_log import flower_log_in
 from florana.federation.watched_grid import WatchedGrid
 
 

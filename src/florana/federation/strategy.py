@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from flwr.supercore import log
 from torch import Tensor
 
-from florana.adapter import Adapter, ClientUpdate
+from florana.adapter import Adapter
 from florana.aggregators import (
     GlobalState,
     aggregate,
@@ -33,16 +33,11 @@ from florana.aggregators import (
 from florana.config import Codec, ServerConfig
 from florana.errors import AdapterError, FederationError
 from florana.federation.client_app import write_plan
+from florana.federation.intake import Intake
 from florana.federation.outbox import Outbox, broadcast
 from florana.federation.outcome import Known, RoundOutcome
 from florana.federation.records import ARRAYS, count_bytes, pack
-from florana.federation.replies import (
-    check_step,
-    content_of,
-    match,
-    read_adapter,
-    read_metrics,
-)
+from florana.federation.replies import content_of, match, read_metrics
 from florana.federation.roster import Roster
 from florana.federation.spool import Spool
 from florana.seeding import generator
@@ -283,44 +278,27 @@ class LoraStrategy(FedAvg):
         """
         server_round += self._rounds_done
         plan = plan_of(self._built, server_round)
-        used: dict[int, tuple[ClientUpdate, dict[str, float]]] = {}
-        left_out: dict[str, str] = {}
-        bytes_up, spool = 0, None if self._spool is None else Spool(self._spool)
+        intake = Intake(
+            self._state,
+            plan,
+            self._method,
+            self._roster,
+            max_norm=self._max_norm,
+            spool=None if self._spool is None else Spool(self._spool),
+            on_left_out=lambda client, reason: self._on_left_out(server_round, client, reason),
+        )
         for node, reply in self._in_order(self._sent, replies, server_round):
             self._known.pop(node, None)
-            client = self._roster.name_of(node)
-            try:
-                content = content_of(reply)
-                partition, metrics = read_metrics(content)
-                if self._roster.expected is None:
-                    client = f"client {partition}"
-                if partition in used:
-                    raise AdapterError("it replied twice")
-                adapter = read_adapter(content, self._state.adapter, plan, self._method)
-                check_step(adapter, self._state.adapter, self._max_norm)
-                mistake = self._roster.claim(node, partition)
-                if mistake is not None:
-                    raise AdapterError(mistake)
-                self._known[node] = Known(self._state.server_round, _ranks(adapter))
-                kept = adapter if spool is None else spool.keep(adapter)
-                used[partition] = (
-                    ClientUpdate(str(partition), metrics["num-examples"], kept),
-                    metrics,
-                )
-                bytes_up += count_bytes(content)
-            except AdapterError as error:
-                left_out[client] = str(error)
-                self._on_left_out(server_round, client, str(error))
-                if reply is None or reply.has_error():
-                    self._roster.note_failure(node)
-        self._sent = []
-        if len(used) < self._min_clients:
-            reasons = "".join(f"\n  {client}: {reason}" for client, reason in left_out.items())
+            ranks = intake.take(node, reply)
+            if ranks is not None:
+                self._known[node] = Known(self._state.server_round, ranks)
+        self._sent, updates = [], intake.updates
+        if len(updates) < self._min_clients:
+            reasons = "".join(f"\n  {who}: {why}" for who, why in intake.left_out.items())
             raise FederationError(
-                f"round {server_round}: {len(used)} usable replies, and federation.min_clients "
+                f"round {server_round}: {len(updates)} usable replies, and federation.min_clients "
                 f"= {self._min_clients}{reasons}"
             )
-        updates = tuple(used[partition][0] for partition in sorted(used))
         before = self._state
         result = aggregate(
             updates,
@@ -341,19 +319,15 @@ class LoraStrategy(FedAvg):
                 plan,
                 before,
                 updates,
-                {update.client_id: metrics for update, metrics in used.values()},
-                left_out,
+                intake.metrics,
+                intake.left_out,
                 result,
                 self._state,
-                0 if plan.pooled else bytes_up,
+                0 if plan.pooled else intake.bytes_up,
                 0 if plan.pooled else self._bytes_down,
             )
         )
         return self.initial_arrays(), MetricRecord({"num-clients": len(updates)})
-
-
-def _ranks(adapter: Adapter) -> tuple[int, ...]:
-    return tuple(pair.rank for pair in adapter.pairs.values())
 
 
 def _as_sent(adapter: Adapter) -> Adapter:
