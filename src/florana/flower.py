@@ -35,6 +35,7 @@ from florana.aggregators import (
 from florana.config import ServerConfig
 from florana.errors import AdapterError, ConfigError, FederationError
 from florana.federation.replies import MAX_EXAMPLES, check_step
+from florana.federation.views import arrays_in, metrics_in
 from florana.peft_io import adapter_from_state_dict, adapter_to_state_dict
 
 __all__ = ["LoraStrategy", "fits_plain_clients"]
@@ -171,16 +172,16 @@ class LoraStrategy(FedAvg):
         return list(used.values()), reasons
 
     def _read(self, client: str, content: RecordDict, start: Adapter) -> ClientUpdate:
-        if len(content.array_records) != 1:
+        if len(arrays_in(content)) != 1:
             raise AdapterError(
-                f"its reply has {len(content.array_records)} ArrayRecords, expected one: "
+                f"its reply has {len(arrays_in(content))} ArrayRecords, expected one: "
                 "ArrayRecord(get_peft_model_state_dict(model))"
             )
-        adapter = self._adapter(next(iter(content.array_records.values())))
+        adapter = self._adapter(next(iter(arrays_in(content).values())))
         check_compatible(adapter, start)
         check_finite(adapter)
         check_step(adapter, start, self._max_norm)
-        key, records = self.weighted_by_key, list(content.metric_records.values())
+        key, records = self.weighted_by_key, list(metrics_in(content).values())
         found = [record[key] for record in records if key in record]
         count = found[0] if found else None
         if not isinstance(count, int | float) or not 0 < count <= MAX_EXAMPLES:

@@ -17,6 +17,7 @@ from florana.experiments.run_folder import RunFolder, refuse_used
 from florana.experiments.runner import finished, new_folder, reopen
 from florana.experiments.server import ServerHalf
 from florana.experiments.setup import prepare_server
+from florana.federation.views import configs_in, metrics_in
 from florana.federation.watched_grid import OnReply, WatchedGrid
 
 FREE: dict[str, Any] = {
@@ -64,13 +65,13 @@ def tell_replies(watch: Watch) -> OnReply:
     """Tell the watcher of every reply to a ``train`` or ``evaluate`` message."""
 
     def on_reply(message: Message, reply: Message, seconds: float) -> None:
-        config = message.content.config_records.get("config")
+        config = configs_in(message.content).get("config")
         server_round = None if config is None else config.get("server-round")
         if not isinstance(server_round, int):
             return
         client = f"node {message.metadata.dst_node_id}"
         if not reply.has_error():
-            said = reply.content.metric_records.get("metrics")
+            said = metrics_in(reply.content).get("metrics")
             client = f"client {said and said.get('partition-id')} on {client}"
         if message.metadata.message_type == MessageType.EVALUATE:  # after the last round
             server_round, client = server_round - 1, f"{client}, testing the result,"

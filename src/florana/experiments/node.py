@@ -23,6 +23,7 @@ from florana.experiments.node_cache import cached, key_of
 from florana.federation.client_app import LocalResult, answer_evaluate, answer_train
 from florana.federation.client_store import ClientStore
 from florana.federation.records import Held
+from florana.federation.views import configs_in, metrics_in
 from florana.tasks.dataset import TextDataset
 from florana.tasks.partition import ClientSplit
 from florana.training import objectives
@@ -86,7 +87,7 @@ class Node:
     def train(self, content: RecordDict) -> RecordDict:
         """Answer a ``train`` message; what has to be kept is on disk before the reply goes out."""
         began = time.perf_counter()
-        config: Mapping[str, Any] = content.config_records["config"]
+        config: Mapping[str, Any] = configs_in(content)["config"]
         partition, server_round = self.settings.partition, int(config["server-round"])
         store = self._store(config)
         state = store.read(server_round)
@@ -94,12 +95,12 @@ class Node:
             content, state, partition, self._template, self._train_client, self._score_client
         )
         store.write(server_round, state)
-        reply.metric_records["metrics"][SECONDS] = time.perf_counter() - began
+        metrics_in(reply)["metrics"][SECONDS] = time.perf_counter() - began
         return reply
 
     def evaluate(self, content: RecordDict) -> RecordDict:
         """Answer an ``evaluate`` message."""
-        config: Mapping[str, Any] = content.config_records["config"]
+        config: Mapping[str, Any] = configs_in(content)["config"]
         state = self._store(config).read(int(config["server-round"]))
         return answer_evaluate(
             content, state, self.settings.partition, self._template, self._score_client

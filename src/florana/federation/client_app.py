@@ -25,6 +25,7 @@ from florana.errors import AdapterError
 from florana.federation.codec import CODECS
 from florana.federation.manifest import MANIFEST, describe
 from florana.federation.records import ARRAYS, Held, pack, pack_lossy, unpack
+from florana.federation.views import arrays_in, configs_in
 
 HELD = "held"
 HELD_ROUND = "held-round"
@@ -109,7 +110,7 @@ def answer_train(
         AdapterError: if the message does not fit what is held here.
     """
     task = receive(content, state, partition, template)
-    asked = score_client is not None and content.config_records["config"].get("score")
+    asked = score_client is not None and configs_in(content)["config"].get("score")
     received = score_client(task.start, partition) if score_client and asked else {}
     result = train_client(task.start, task.plan, task.server_round, partition)
     return reply(task, result, state, received)
@@ -148,7 +149,7 @@ def receive(content: RecordDict, state: RecordDict, partition: int, template: Ad
     Raises:
         AdapterError: if the message does not fit what is held here.
     """
-    config = content.config_records["config"]
+    config = configs_in(content)["config"]
     plan, server_round = read_plan(config), _round_of(config)
     came = _receive(content, state, template)
     if config["keep"]:
@@ -206,7 +207,7 @@ def answer_evaluate(
 
 def _receive(content: RecordDict, state: RecordDict, template: Adapter) -> Held:
     """The global model, made of what came and what is held here."""
-    _check_held(state, content.config_records["config"])
+    _check_held(state, configs_in(content)["config"])
     return unpack(content, template, _recall(state, HELD, template))
 
 
@@ -224,7 +225,7 @@ def _reply(
     if codec == "float32":
         return pack(trained, parts=plan.sent)
     alike = describe(trained) == describe(received)
-    carried = state.array_records.get(LEFT_OUT)
+    carried = arrays_in(state).get(LEFT_OUT)
     lossy = pack_lossy(
         trained,
         codec,
@@ -291,7 +292,7 @@ def _split(text: str) -> frozenset[Part]:
 def _check_held(state: RecordDict, config: ConfigRecord) -> None:
     """Refuse what builds on another global model: delivered twice, it would be added twice."""
     expected: Any = config.get("builds-on", -1)
-    held: Any = state.config_records[HELD_ROUND]["round"] if HELD_ROUND in state else None
+    held: Any = configs_in(state)[HELD_ROUND]["round"] if HELD_ROUND in state else None
     if expected != -1 and held != expected:
         here = "nothing" if held is None else f"that after round {held}"
         raise AdapterError(
@@ -301,8 +302,8 @@ def _check_held(state: RecordDict, config: ConfigRecord) -> None:
 
 
 def _remember(state: RecordDict, what: str, content: RecordDict) -> None:
-    state[f"{what}-{ARRAYS}"] = content.array_records[ARRAYS]
-    state[f"{what}-{MANIFEST}"] = content.config_records[MANIFEST]
+    state[f"{what}-{ARRAYS}"] = arrays_in(content)[ARRAYS]
+    state[f"{what}-{MANIFEST}"] = configs_in(content)[MANIFEST]
 
 
 def _recall(
@@ -312,8 +313,8 @@ def _recall(
         return None
     content = RecordDict(
         {
-            ARRAYS: state.array_records[f"{what}-{ARRAYS}"],
-            MANIFEST: state.config_records[f"{what}-{MANIFEST}"],
+            ARRAYS: arrays_in(state)[f"{what}-{ARRAYS}"],
+            MANIFEST: configs_in(state)[f"{what}-{MANIFEST}"],
         }
     )
     return unpack(content, template, held)

@@ -13,6 +13,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from florana.federation.views import arrays_in, configs_in
+
 
 def freeze(states: Mapping[int, RecordDict]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The clients' states as (hash -> bytes, description ready for JSON)."""
@@ -23,7 +25,7 @@ def freeze(states: Mapping[int, RecordDict]) -> tuple[dict[str, Tensor], dict[st
         if not state:
             continue
         arrays: dict[str, Any] = {}
-        for record, content in state.array_records.items():
+        for record, content in arrays_in(state).items():
             arrays[record] = {}
             for name, array in content.items():
                 digest = hashes.setdefault(id(array.data), "") or _digest(array.data)
@@ -31,7 +33,7 @@ def freeze(states: Mapping[int, RecordDict]) -> tuple[dict[str, Tensor], dict[st
                 if digest not in blobs:
                     blobs[digest] = torch.frombuffer(bytearray(array.data), dtype=torch.uint8)
                 arrays[record][name] = [digest, array.dtype, list(array.shape), array.stype]
-        configs = {record: dict(content) for record, content in state.config_records.items()}
+        configs = {record: dict(content) for record, content in configs_in(state).items()}
         said[str(partition)] = {"arrays": arrays, "configs": configs}
     return blobs, said
 

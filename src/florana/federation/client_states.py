@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from florana.atomic import write_atomically
 from florana.errors import FederationError
+from florana.federation.views import arrays_in, configs_in
 
 
 class ClientStates(MutableMapping[int, RecordDict]):
@@ -62,9 +63,9 @@ class ClientStates(MutableMapping[int, RecordDict]):
                 name: [self._write(array.data), array.dtype, list(array.shape), array.stype]
                 for name, array in content.items()
             }
-            for record, content in state.array_records.items()
+            for record, content in arrays_in(state).items()
         }
-        configs = {record: dict(content) for record, content in state.config_records.items()}
+        configs = {record: dict(content) for record, content in configs_in(state).items()}
         self._said[partition] = {"arrays": arrays, "configs": configs}
 
     def __delitem__(self, partition: int) -> None:

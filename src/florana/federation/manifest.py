@@ -20,6 +20,7 @@ from florana.adapter import OF_A_PAIR, PARTS, Adapter, LoraPair, Part
 from florana.config import Codec
 from florana.errors import AdapterError
 from florana.federation.codec import CODECS
+from florana.federation.views import configs_in
 from florana.lowrank import Product
 
 MANIFEST = "manifest"
@@ -65,7 +66,7 @@ def read_manifest(content: RecordDict) -> dict[str, Any]:
     Raises:
         AdapterError: if it is missing or cannot be read.
     """
-    record = content.config_records.get(MANIFEST)
+    record = configs_in(content).get(MANIFEST)
     try:
         manifest = json.loads(str(record["json"])) if record is not None else None
     except (KeyError, ValueError, RecursionError) as error:

@@ -22,6 +22,7 @@ from florana.federation.client_app import LEFT_OUT
 from florana.federation.manifest import MANIFEST, describe
 from florana.federation.outcome import Known
 from florana.federation.records import ARRAYS, pack, pack_lossy
+from florana.federation.views import arrays_in
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +87,7 @@ def broadcast(
         The state that the clients will have, and the coded message with what it leaves out, which is
         carried into the next.
     """
-    carried = memory.array_records.get(LEFT_OUT)
+    carried = arrays_in(memory).get(LEFT_OUT)
     if describe(state.adapter) != describe(before.adapter):
         return state, RecordDict()  # another form, as after Fed-SB's first round, is sent whole
     lossy = pack_lossy(

@@ -34,6 +34,7 @@ from florana.federation.manifest import (
     read_manifest,
     sent_parts,
 )
+from florana.federation.views import arrays_in, configs_in, metrics_in
 from florana.lowrank import Product
 
 ARRAYS = "arrays"
@@ -152,7 +153,7 @@ def unpack(content: RecordDict, template: Adapter, held: Held | None = None) -> 
     manifest = read_manifest(content)
     blank = blank_adapter(manifest, template)
     parts = sent_parts(content)
-    arrays = content.array_records.get(ARRAYS, ArrayRecord())
+    arrays = arrays_in(content).get(ARRAYS, ArrayRecord())
     named = _held_tensors(blank, EVERYTHING - parts, held)
     wanted = in_sent_order(blank, parts, manifest)
     reference = None
@@ -165,11 +166,9 @@ def unpack(content: RecordDict, template: Adapter, held: Held | None = None) -> 
 
 def count_bytes(content: RecordDict) -> int:
     """Bytes of the records as they go on the wire: array data with its header, and the manifest."""
-    arrays = sum(record.count_bytes() for record in content.array_records.values())
-    configs = sum(record.count_bytes() for record in content.config_records.values())
-    return (
-        arrays + configs + sum(record.count_bytes() for record in content.metric_records.values())
-    )
+    arrays = sum(record.count_bytes() for record in arrays_in(content).values())
+    configs = sum(record.count_bytes() for record in configs_in(content).values())
+    return arrays + configs + sum(record.count_bytes() for record in metrics_in(content).values())
 
 
 def _held_tensors(blank: Adapter, parts: frozenset[Part], held: Held | None) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from florana.aggregators import card, check_compatible, check_finite, narrowed
 from florana.errors import AdapterError
 from florana.federation.manifest import blank_adapter, read_manifest, sent_parts
 from florana.federation.records import Held, unpack
+from florana.federation.views import metrics_in
 
 MAX_EXAMPLES = 1e15
 """More than any client has, and few enough that sums of them are exact and finite."""
@@ -163,7 +164,7 @@ def read_metrics(
     Raises:
         AdapterError: if one is missing or is no plain number.
     """
-    record: Mapping[str, Any] | None = content.metric_records.get("metrics")
+    record: Mapping[str, Any] | None = metrics_in(content).get("metrics")
     if record is None or not {"partition-id", *wanted} <= record.keys():
         raise AdapterError(f"its reply lacks the metrics partition-id and {' and '.join(wanted)}")
     metrics = {key: value for key, value in record.items() if key != "partition-id"}

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from florana.errors import FederationError
+from florana.federation.views import metrics_in
 
 POLL_SECONDS = 0.5
 """Between two looks at who is there."""
@@ -140,7 +141,7 @@ class Roster:
             return "it did not say which partition it is"
         if reply.has_error():
             return str(reply.error.reason)
-        record: Mapping[str, object] = reply.content.metric_records.get("metrics", {})
+        record: Mapping[str, object] = metrics_in(reply.content).get("metrics", {})
         partition = record.get("partition-id")
         if type(partition) is not int or partition < 0:
             return f"its partition-id is {short(partition)}, expected a whole number from 0"

@@ -40,6 +40,7 @@ from florana.federation.records import ARRAYS, count_bytes, pack
 from florana.federation.replies import content_of, match, read_metrics
 from florana.federation.roster import Roster
 from florana.federation.spool import Spool
+from florana.federation.views import arrays_in
 from florana.seeding import generator
 
 __all__ = ["Known", "LoraStrategy", "RoundOutcome"]
@@ -153,7 +154,7 @@ class LoraStrategy(FedAvg):
 
     def initial_arrays(self) -> ArrayRecord:
         """What ``start`` takes as ``initial_arrays``."""
-        return pack(self._state.adapter, self._state.residual).array_records[ARRAYS]
+        return arrays_in(pack(self._state.adapter, self._state.residual))[ARRAYS]
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
