@@ -11,6 +11,8 @@ import pytest
 from deployment import federation
 from faulty_app import KILL, WAIT, Faults
 from faulty_runs import assert_nothing_lost_or_twice, faulty_app, settings_of, unbroken
+from florana.errors import RunError
+from florana.experiments.run_folder import RunFolder
 from tiny_models import Kind
 
 pytestmark = pytest.mark.deployment
@@ -25,6 +27,15 @@ SETTINGS = [
     "method.name=fedex-lora",
 ]
 """int8 with error feedback: a round that a client does again from what it kept *after* it would show in the numbers."""
+
+
+def nobody_holds(run: Path) -> bool:
+    """Whether no server is at work on a run: one whose SuperLink is gone ends when its pause between two tries does."""
+    try:
+        with RunFolder.open(run).held():
+            return True
+    except RunError:
+        return False
 
 
 def test_a_run_outlives_its_server_its_superlink_and_its_nodes(
@@ -53,6 +64,7 @@ def test_a_run_outlives_its_server_its_superlink_and_its_nodes(
         flower.begin("run3", app, resume)
         flower.wait("client 1 trains", lambda: faults.obeyed("client_1_round_3"), "run3")
         flower.kill_alone("superlink")
+        flower.wait("its server ends, too", lambda: nobody_holds(run), "superlink")
         faults.let_go("client_1_round_3")
         flower.kill("run3")
         flower.start_superlink()
