@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from hypothesis import given
+from hypothesis import strategies as st
 
 from florana.config import load_config
 from florana.errors import AdapterError, FederationError, RunError
@@ -20,6 +22,7 @@ from florana.experiments.deadline import within
 from florana.experiments.run_folder import RunFolder
 from florana.federation.local_grid import LocalGrid
 from florana.federation.replies import content_of
+from florana.federation.watched_grid import LONGEST_PAUSE, SHORTEST_PAUSE, pause
 from tiny_models import Kind
 from tiny_runs import tiny_run, tiny_settings, what_it_left, write_texts
 
@@ -121,3 +124,11 @@ def test_an_error_is_told_by_its_cause(code: int, cause: str) -> None:
     asked = Message(RecordDict(), 1000, "train")
     with pytest.raises(AdapterError, match=cause):
         content_of(Message(Error(code, "the  reason"), reply_to=asked))
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_pauses_between_looks_grow_with_the_time_that_has_passed(one: float, other: float) -> None:
+    """At most a twentieth of it, never shorter than the first and never longer than Flower's own."""
+    earlier, later = sorted((one, other))
+    assert SHORTEST_PAUSE <= pause(earlier) <= pause(later) <= LONGEST_PAUSE
+    assert pause(later) <= max(SHORTEST_PAUSE, later / 20)

@@ -6,18 +6,17 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
+from unittest.mock import Mock
 
 import httpx
 import pytest
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
-from hypothesis import given
-from hypothesis import strategies as st
 
 from florana.errors import FederationError
 from florana.federation import overdue, watched_grid
 from florana.federation.local_grid import LocalGrid
-from florana.federation.watched_grid import LONGEST_PAUSE, SHORTEST_PAUSE, WatchedGrid, pause
+from florana.federation.watched_grid import WatchedGrid
 
 AT_WORK, ANSWERS, LOSES, GONE = "at work", "answers", "loses", "gone"
 FAILS_QUESTIONS, LETS_QUESTIONS_EXPIRE = "fails questions", "lets questions expire"
@@ -141,6 +140,19 @@ def test_a_superlink_that_is_too_busy_is_asked_again() -> None:
     assert list(send(Busy([ANSWERS], broken=3), ask=True)) == [0]
 
 
+def test_a_question_that_could_not_be_sent_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, not when the next is due."""
+    grid = Busy([LOSES])
+    message = Message(RecordDict(), 0, MessageType.TRAIN)
+    asker = overdue.Overdue(grid)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="busy"):
+        patch.setattr(grid, "push_messages", Mock(side_effect=OSError("busy")))
+        asker.ask({"m": message}, elapsed=1.0, latest=0.0)
+    asker.ask({"m": message}, elapsed=1.1, latest=0.0)
+    asker.ask({"m": message}, elapsed=1.2, latest=0.0)
+    assert grid.questions == [0]
+
+
 def test_a_superlink_that_stays_broken_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its error is the run's."""
     monkeypatch.setattr(watched_grid, "PATIENCE", 0.05)
@@ -161,10 +173,3 @@ def test_a_stop_ends_the_waiting_for_a_busy_superlink() -> None:
     watched = WatchedGrid(Busy([ANSWERS], broken=10**6), lambda *_: None, stop)
     with pytest.raises(FederationError, match="stopped"):
         watched.send_and_receive([Message(RecordDict(), 0, MessageType.TRAIN)])
-
-
-@given(st.floats(0, 1e6))
-def test_pauses_are_short_beside_the_time_that_has_passed(elapsed: float) -> None:
-    """At most a twentieth, and never longer than Flower's own."""
-    assert pause(elapsed) <= LONGEST_PAUSE
-    assert pause(elapsed) <= max(SHORTEST_PAUSE, elapsed / 20)

@@ -54,13 +54,13 @@ class Overdue:
         """
         if elapsed < max(self._next, 2 * latest):
             return
-        self._next = 2 * elapsed
         content = RecordDict({"config": ConfigRecord({"ask": "partition-id"})})
         questions = {
             message_id: Message(content, message.metadata.dst_node_id, MessageType.QUERY)
             for message_id, message in waiting.items()
         }
         self._grid.push_messages(list(questions.values()))
+        self._next = 2 * elapsed
         for message_id, question in questions.items():
             self._asked[question.metadata.message_id] = message_id
 

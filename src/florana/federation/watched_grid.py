@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import httpx
 from flwr.app import Message
@@ -15,6 +15,7 @@ from florana.errors import FederationError
 from florana.federation.overdue import Overdue, never_came
 from florana.federation.relay_grid import RelayGrid
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 OnReply = Callable[[Message, Message, float], None]
@@ -84,8 +85,7 @@ class WatchedGrid(RelayGrid):
                 self._on_reply(message, reply, latest)
 
         while waiting and (timeout is None or time.monotonic() - began < timeout):
-            wanted = [*waiting, *overdue.questions]
-            came = self._patiently(lambda: list(self._grid.pull_messages(wanted)))  # noqa: B023
+            came = self._patiently(self._look, [*waiting, *overdue.questions])
             for reply in came:
                 take(reply.metadata.reply_to_message_id, reply)
             for lost in filter(None, map(overdue.lost, came)):
@@ -93,17 +93,21 @@ class WatchedGrid(RelayGrid):
                     take(lost, never_came(waiting[lost]))
             elapsed = time.monotonic() - began
             if waiting and self._ask:
-                self._patiently(lambda: overdue.ask(waiting, elapsed, latest))  # noqa: B023
+                self._patiently(overdue.ask, waiting, elapsed, latest)
             if waiting and self._stop.wait(pause(elapsed)):
                 raise FederationError("the run was stopped while clients were at work")
         return replies
 
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """What a call says that changes nothing, however often the SuperLink is too busy for it."""
+    def _look(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies that are there."""
+        return list(self._grid.pull_messages(message_ids))
+
+    def _patiently(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What a call says that may be done again, however often the SuperLink is too busy for it."""
         began = time.monotonic()
         while True:
             try:
-                return call()
+                return call(*args, **kwargs)
             except httpx.HTTPStatusError as error:
                 internal = error.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
                 if not internal or time.monotonic() - began > PATIENCE:
