@@ -145,9 +145,10 @@ def test_a_question_that_could_not_be_sent_is_sent_again(monkeypatch: pytest.Mon
     grid = Busy([LOSES])
     message = Message(RecordDict(), 0, MessageType.TRAIN)
     asker = overdue.Overdue(grid)
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="busy"):
+    with monkeypatch.context() as patch:
         patch.setattr(grid, "push_messages", Mock(side_effect=OSError("busy")))
-        asker.ask({"m": message}, elapsed=1.0, latest=0.0)
+        with pytest.raises(OSError, match="busy"):
+            asker.ask({"m": message}, elapsed=1.0, latest=0.0)
     asker.ask({"m": message}, elapsed=1.1, latest=0.0)
     asker.ask({"m": message}, elapsed=1.2, latest=0.0)
     assert grid.questions == [0]
