@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -140,20 +140,10 @@ def prepare(config: RunConfig) -> Experiment:
         clients = (ClientData(examples.take(everyone), examples.take(held_out)),)
         accumulation = training.accumulation * sampled_clients(config.federation)
         training = training.model_copy(update={"accumulation": accumulation})
-    model = build_lora_model(config, source, objective.head)
-    tests = _tests(config, source, objective, test, data.label_names)
-    server = ServerSide(
-        config,
-        model,
-        objective,
-        _first(config, model),
-        tests.first,
-        tests.second,
-        tuple(len(client.train) for client in clients),
-        _provenance(config, source, objective, data, test, splits),
-        (*examples.notes, *tests.notes),
-    )
-    return Experiment(server, ClientWork(config, model, objective, training), clients)
+    side = _server_side(config, source, objective, data, test, splits)
+    sizes = tuple(len(client.train) for client in clients)
+    server = replace(side, sizes=sizes, notes=(*examples.notes, *side.notes))
+    return Experiment(server, ClientWork(config, side.model, objective, training), clients)
 
 
 def prepare_server(config: RunConfig) -> ServerSide:
@@ -172,35 +162,44 @@ def prepare_server(config: RunConfig) -> ServerSide:
     splits: Sequence[ClientSplit] = ()
     if config.data.source == NODES:
         test = load_test(config)
-        labels: Sequence[str] = config.data.labels or ()
     else:
         data, test = load_data(config)
-        splits, labels = spread(config, data), data.label_names
+        splits = spread(config, data)
     source = find_model(config.model.name)
     load_libraries()
-    objective = objectives.build(config, len(labels), source)
+    objective = objectives.build(config, len(_labels(config, data)), source)
+    return _server_side(config, source, objective, data, test, splits)
+
+
+def _server_side(
+    config: RunConfig,
+    source: ModelSource,
+    objective: Objective,
+    data: TextDataset | None,
+    test: TextDataset | None,
+    splits: Sequence[ClientSplit],
+) -> ServerSide:
+    """The server half; ``data`` is None and ``splits`` empty where only the clients have them."""
     model = build_lora_model(config, source, objective.head)
-    tests = _tests(config, source, objective, test, labels)
+    first_test, second_test = _tests(config, source, objective, test, _labels(config, data))
     return ServerSide(
         config,
         model,
         objective,
         _first(config, model),
-        tests.first,
-        tests.second,
-        tuple(len(s.train) for s in splits),
+        first_test,
+        second_test,
+        tuple(len(split.train) for split in splits),
         _provenance(config, source, objective, data, test, splits),
-        tests.notes,
+        tuple(
+            note for made in (first_test, second_test) if made is not None for note in made.notes
+        ),
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Tests:
-    """The server's test sets, tokenised."""
-
-    first: Examples | None
-    second: Examples | None
-    notes: tuple[str, ...]
+def _labels(config: RunConfig, data: TextDataset | None) -> Sequence[str]:
+    """Names of the labels: the data's, or where the server has none those of the configuration."""
+    return (config.data.labels or ()) if data is None else data.label_names
 
 
 def _tests(
@@ -209,7 +208,7 @@ def _tests(
     objective: Objective,
     test: TextDataset | None,
     labels: Sequence[str],
-) -> _Tests:
+) -> tuple[Examples | None, Examples | None]:
     """What the server tests on: the parts of its test sets that ``evaluation.max_examples`` allows."""
     tokenizer = load_tokenizer(source)
     made: list[Examples | None] = []
@@ -222,7 +221,7 @@ def _tests(
             else objective.tokenize(chosen, tokenizer, config.model.max_length)
         )
     first, second = made
-    return _Tests(first, second, tuple(n for e in made if e is not None for n in e.notes))
+    return first, second
 
 
 def _set_up_machine(config: RunConfig) -> None:
@@ -244,7 +243,7 @@ def _provenance(
     test: TextDataset | None,
     splits: Sequence[ClientSplit],
 ) -> dict[str, Any]:
-    labels = list(data.label_names if data else config.data.labels or ())
+    labels = list(_labels(config, data))
     counts = [np.bincount(data.labels[s.train], minlength=len(labels)) for s in splits if data]
     return {
         "config": config.model_dump(mode="json"),
