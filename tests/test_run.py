@@ -205,6 +205,14 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(settings: list[str], tmp_
     assert runner.resume(folder, lambda _e: None).rounds == 4
 
 
+def test_a_folder_that_cannot_be_made_is_not_one_to_go_on_with(tmp_path: Path) -> None:
+    """Resuming is named only where there is something to resume."""
+    config = small(tmp_path / "a file" / "run")
+    (tmp_path / "a file").touch()
+    with pytest.raises(RunError, match=r"cannot write to .*, or choose another --output$"):
+        RunFolder.create(tmp_path / "a file" / "run", config, {})
+
+
 def test_clients_of_unlike_ranks_take_part_in_one_run(settings: list[str], tmp_path: Path) -> None:
     """Ranks are dealt out in turn; what a client sends is as wide as its rank, the result as wide as the largest."""
     everyone = ["federation.participation=1.0", "lora.client_ranks=[1, 4, 2]"]

@@ -54,7 +54,7 @@ def validate(given: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
     try:
         config = RunConfig.model_validate(given)
     except ValidationError as error:
-        mistakes = [explain(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors()]
+        mistakes = explain(error)
     method = given.get("method", {})
     if isinstance(method, dict) and isinstance(method.get("name", ""), str):
         options = {key: value for key, value in method.items() if key != "name"}

@@ -241,7 +241,12 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"cannot write to {path}: {error.strerror or error}; free some space or mend the permissions, "
+        begun = (path / "provenance.json").exists()
+        then = (
             f"then go on with: florana run --resume {path}"
+            if begun
+            else "or choose another --output"
+        )
+        raise RunError(
+            f"cannot write to {path}: {error.strerror or error}; free some space or mend the permissions, {then}"
         ) from error
