@@ -1,8 +1,8 @@
 """What a message costs a node beside training: the process of a ClientApp from start to end, part by part.
 
-    python benchmarks/message.py            # seven fresh processes, the medians of their parts
-    python benchmarks/message.py --without bitsandbytes        # as where that package is not installed
-    python benchmarks/message.py --collecting                  # with Python's garbage collector as it is
+    python benchmarks/message.py                  # seven fresh processes, the medians of their parts
+    python benchmarks/message.py --bitsandbytes   # as for a base in 8 or 4 bits, which PEFT imports it for
+    python benchmarks/message.py --collecting     # with Python's garbage collector as it is
     python benchmarks/message.py --model /path/to/model --repeats 3
 
 On a Flower deployment every message starts a process anew. Each process here does what that one does, in the order in which
@@ -29,9 +29,7 @@ def done(part):
     now = time.process_time()
     marks[part] = now - last
     last = now
-settings, state, without, collecting = json.loads(sys.argv[1])
-if without:
-    sys.modules[without] = None
+settings, state, bitsandbytes, collecting = json.loads(sys.argv[1])
 done("Python")
 import flwr.app, flwr.clientapp
 done("import flwr")
@@ -48,7 +46,7 @@ done("import florana")
 with importing("transformers"):
     import transformers, transformers.modeling_utils
 done("import transformers")
-load_libraries()
+load_libraries(bitsandbytes=bitsandbytes)
 done("import peft")
 node = open_node(config, {"partition-id": 0, "state": state, "threads": 1})
 done("model, LoRA and cached examples")
@@ -77,12 +75,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--without", metavar="PACKAGE", help="hide this package")
+    parser.add_argument("--bitsandbytes", action="store_true")
     parser.add_argument("--collecting", action="store_true")
     given = parser.parse_args()
     settings = [f"model.name='{given.model}'"]
     with tempfile.TemporaryDirectory() as state:
-        told = (settings, state, given.without, given.collecting)
+        told = (settings, state, given.bitsandbytes, given.collecting)
         one_process(*told)  # tokenises and keeps the examples
         runs = [one_process(*told) for _ in range(given.repeats)]
     print("| part | CPU seconds |\n| --- | ---: |")

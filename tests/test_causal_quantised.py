@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from florana.lowrank import Product
 from florana.training.loop import train
 from florana.training.objectives import Classification
 from tiny_models import HERE, LABELS, Kind, make, steps, toy_examples
+from tiny_runs import tiny_settings, write_texts
 
 
 @pytest.fixture
@@ -115,6 +119,43 @@ def test_a_quantised_classifier_learns(kinds: dict[str, Kind], bits: str, kind: 
     before = objective.evaluate(model, examples).loss
     train(model, examples, objective, steps(12), HERE)
     assert objective.evaluate(model, examples).loss < before
+
+
+@pytest.mark.parametrize("how", ["plain", "4bit", "stored"])
+def test_a_node_imports_bitsandbytes_for_a_quantised_base_alone(
+    kinds: dict[str, Kind], tmp_path: Path, how: str
+) -> None:
+    """A process answers one message, and half of PEFT's import is bitsandbytes; needed where the base's own folder says so, too."""
+    pytest.importorskip("bitsandbytes", reason="pip install 'florana[quantized]'")
+    kind = kinds["decoder"]
+    settings = tiny_settings(kind, write_texts(tmp_path / "texts.csv"))
+    settings.append("lora.target_modules=['q_proj']")
+    if how == "4bit":
+        settings.append("model.quantization=4bit")
+    elif how == "stored":
+        settings.append(f"model.name='{stored_in_4_bits(kind.source.path, tmp_path / 'base')}'")
+    code = f"""
+import sys
+from florana.config import load_config
+from florana.experiments.node import open_node
+node = open_node(load_config(None, {settings!r}), {{"partition-id": 0, "state": {str(tmp_path)!r}}})
+dtypes = {{str(weight.dtype) for weight in node.work.model.module.parameters()}}
+print(sys.modules.get("bitsandbytes") is not None, "torch.uint8" in dtypes)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    quantised = how != "plain"
+    assert done.stdout.split() == [str(quantised)] * 2, done.stderr
+
+
+def stored_in_4_bits(source: Path, folder: Path) -> Path:
+    """A copy of a decoder whose weights lie in 4 bits on the disk."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    shutil.copytree(source, folder)
+    options = BitsAndBytesConfig(load_in_4bit=True)
+    model = AutoModelForCausalLM.from_pretrained(source, quantization_config=options)
+    model.save_pretrained(folder)
+    return folder
 
 
 def test_dora_on_eight_bits_without_a_gpu_is_refused(tmp_path: Path) -> None:

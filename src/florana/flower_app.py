@@ -102,8 +102,6 @@ def _node(context: Context) -> Node:
     config = read_run_config(run_config)
     with importing("florana.experiments.node"):
         from florana.experiments.node import open_node
-        from florana.training import load_libraries
-    load_libraries()
     return open_node(config, context.node_config)
 
 

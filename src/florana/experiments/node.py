@@ -26,9 +26,10 @@ from florana.federation.records import Held
 from florana.federation.views import configs_in, metrics_in
 from florana.tasks.dataset import TextDataset
 from florana.tasks.partition import ClientSplit
-from florana.training import objectives
+from florana.training import load_libraries, objectives
 from florana.training.base_model import MINILM, ModelSource, find_model, load_tokenizer
 from florana.training.examples import Examples
+from florana.training.quantization import may_be_quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,7 @@ def open_node(config: RunConfig, node_config: Mapping[str, Any]) -> Node:
     if threads:
         torch.set_num_threads(int(threads))
     source = _find(config, settings.model)
+    load_libraries(bitsandbytes=may_be_quantized(config.model, source.path))
     key = key_of(config, source, settings.partition, settings.data)
     data, labels = cached(
         settings.state / "cache", key, lambda: _tokenised(config, source, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +65,21 @@ def loading_options(config: ModelConfig, device: torch.device) -> dict[str, Any]
     options.setdefault("device_map", {"": device})
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return options
+
+
+def may_be_quantized(config: ModelConfig, folder: Path) -> bool:
+    """Whether a base model comes in 8 or 4 bits, or is to be held so: by the run's configuration or by the model's own.
+
+    Args:
+        config: the model's section.
+        folder: where its ``config.json`` is.
+    """
+    if config.quantization != "none":
+        return True
+    try:
+        return "quantization_config" in (folder / "config.json").read_text()
+    except (OSError, UnicodeDecodeError):  # told when it is loaded
+        return True
 
 
 def _need(package: str, key: str) -> None:
