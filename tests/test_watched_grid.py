@@ -18,7 +18,7 @@ from florana.federation import overdue, watched_grid
 from florana.federation.local_grid import LocalGrid
 from florana.federation.watched_grid import WatchedGrid
 
-AT_WORK, ANSWERS, LOSES, GONE = "at work", "answers", "loses", "gone"
+AT_WORK, ANSWERS, LOSES, LOSES_ONE, GONE = "at work", "answers", "loses", "loses one", "gone"
 FAILS_QUESTIONS, LETS_QUESTIONS_EXPIRE = "fails questions", "lets questions expire"
 
 
@@ -32,6 +32,8 @@ class Busy(LocalGrid):
         self._ready: dict[str, Message] = {}
         self._ids = itertools.count()
         self.questions: list[int] = []
+        self.work: list[int] = []
+        self.lost: list[int] = []
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Put them behind what the nodes have to do."""
@@ -39,8 +41,8 @@ class Busy(LocalGrid):
         for message in asked:
             message.metadata.__dict__["_message_id"] = f"m{next(self._ids)}"
             self._inbox[message.metadata.dst_node_id].append(message)
-            if message.metadata.message_type == MessageType.QUERY:
-                self.questions.append(message.metadata.dst_node_id)
+            question = message.metadata.message_type == MessageType.QUERY
+            (self.questions if question else self.work).append(message.metadata.dst_node_id)
         return [message.metadata.message_id for message in asked]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -63,7 +65,8 @@ class Busy(LocalGrid):
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "no"), reply_to=message)
         elif how == LETS_QUESTIONS_EXPIRE:
             reply = Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "expired"), reply_to=message)
-        if question or how in {ANSWERS, GONE}:
+        once = how == LOSES_ONE and self.work.count(message.metadata.dst_node_id) > 1
+        if question or once or how in {ANSWERS, GONE}:
             self._ready[message.metadata.message_id] = reply
 
 
@@ -75,13 +78,19 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overdue, "FIRST_QUESTION", 0.02)
 
 
-def send(grid: Busy, *, ask: bool, timeout: float | None = None) -> dict[int, Message]:
+def send(
+    grid: Busy, *, ask: bool, timeout: float | None = None, ttl: float = 3600.0
+) -> dict[int, Message]:
     """Node -> its reply, of a message to every node; every reply is told once."""
     told: list[int] = []
     watched = WatchedGrid(
-        grid, lambda sent, _r, _s: told.append(sent.metadata.dst_node_id), ask=ask
+        grid,
+        lambda sent, _r, _s: told.append(sent.metadata.dst_node_id),
+        on_lost=(lambda sent: grid.lost.append(sent.metadata.dst_node_id)) if ask else None,
     )
-    messages = [Message(RecordDict(), node, MessageType.TRAIN) for node in range(len(grid._nodes))]
+    messages = [
+        Message(RecordDict(), node, MessageType.TRAIN, ttl=ttl) for node in range(len(grid._nodes))
+    ]
     replies = list(watched.send_and_receive(messages, timeout=timeout))
     nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
     assert [nodes[r.metadata.reply_to_message_id] for r in replies] == told
@@ -89,8 +98,38 @@ def send(grid: Busy, *, ask: bool, timeout: float | None = None) -> dict[int, Me
     return {nodes[r.metadata.reply_to_message_id]: r for r in replies}
 
 
+@pytest.mark.parametrize("others", [[], [ANSWERS], [LOSES_ONE, GONE]])
+def test_a_message_whose_reply_is_lost_is_sent_once_more(others: list[str]) -> None:
+    """The second reply counts as that to the first message."""
+    grid = Busy([LOSES_ONE, *others])
+    replies = send(grid, ask=True)
+    losers = [node for node, how in enumerate(grid._nodes) if how == LOSES_ONE]
+    assert not any(replies[node].has_error() for node in losers)
+    assert sorted(grid.work) == sorted([*range(len(grid._nodes)), *losers])
+    assert sorted(grid.lost) == losers
+
+
+def test_questions_from_before_say_nothing_of_what_is_sent_again() -> None:
+    """A node that was asked twice while it worked answers both, the second before it comes to the message again."""
+    grid = Busy([AT_WORK])
+    later = threading.Timer(0.1, lambda: grid._nodes.__setitem__(0, LOSES_ONE))
+    later.start()
+    replies = send(grid, ask=True)
+    assert len(grid.questions) >= 2
+    assert not replies[0].has_error()
+    assert grid.work == [0, 0]
+
+
+def test_no_message_is_sent_again_that_would_be_late() -> None:
+    """Its time is that of the first."""
+    grid = Busy([LOSES])
+    replies = send(grid, ask=True, ttl=0.01)
+    assert replies[0].error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+    assert grid.work == [0]
+
+
 @pytest.mark.parametrize("how", [LOSES, FAILS_QUESTIONS])
-def test_a_lost_reply_is_found_by_a_question(how: str) -> None:
+def test_a_reply_that_is_lost_twice_is_an_error(how: str) -> None:
     """The node answers the question, if only by an error, so it is done with what came before."""
     grid = Busy([ANSWERS, how])
     replies = send(grid, ask=True)
@@ -98,6 +137,8 @@ def test_a_lost_reply_is_found_by_a_question(how: str) -> None:
     assert replies[1].error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
     assert "its reply is not here" in replies[1].error.reason
     assert set(grid.questions) == {1}
+    assert grid.work.count(1) == 2
+    assert grid.lost == [1]
 
 
 def test_a_node_at_work_is_waited_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from flwr.superlink.grid import InMemoryGrid
 from florana.config import RunConfig
 from florana.errors import RunError
 from florana.experiments.checkpoint import Checkpoint
-from florana.experiments.events import ClientReplied, Summary, Watch
+from florana.experiments.events import ClientReplied, Note, Summary, Watch
 from florana.experiments.run_folder import RunFolder, refuse_used
 from florana.experiments.runner import finished, new_folder, reopen
 from florana.experiments.server import ServerHalf
@@ -53,8 +54,8 @@ def serve(grid: Grid, config: RunConfig, resume: Path | None, watch: Watch) -> t
     side = prepare_server(config)
     if resume is None:
         folder = new_folder(config, side.provenance)
-    one_by_one = not isinstance(grid, InMemoryGrid)  # that is Flower's simulation
-    watched = WatchedGrid(grid, tell_replies(watch), ask=one_by_one)
+    in_turn = not isinstance(grid, InMemoryGrid)  # that is Flower's simulation
+    watched = WatchedGrid(grid, tell_replies(watch), on_lost=_tell_lost(watch) if in_turn else None)
     with folder.held():
         first = Checkpoint(side.first)
         checkpoint = first if resume is None else reopen(folder, config, side)
@@ -78,6 +79,20 @@ def tell_replies(watch: Watch) -> OnReply:
         watch(ClientReplied(server_round, client, seconds, reply.has_error()))
 
     return on_reply
+
+
+def _tell_lost(watch: Watch) -> Callable[[Message], None]:
+    """Tell the watcher of every message that is sent again."""
+
+    def on_lost(message: Message) -> None:
+        node = message.metadata.dst_node_id
+        watch(
+            Note(
+                f"the reply of node {node} was lost on its way; it is asked to do this round again"
+            )
+        )
+
+    return on_lost
 
 
 def _check_same_config(folder: RunFolder, config: RunConfig) -> None:

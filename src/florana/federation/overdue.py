@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
@@ -70,9 +70,3 @@ class Overdue:
         if reply.has_error() and reply.error.code in NO_ANSWER:
             return None
         return message_id
-
-
-def never_came(message: Message) -> Message:
-    """What stands for a reply that was lost."""
-    reason = "the node is done with this message, and its reply is not here"
-    return Message(Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason), reply_to=message)

@@ -12,8 +12,9 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from florana.errors import FederationError
-from florana.federation.overdue import Overdue, never_came
+from florana.federation.overdue import Overdue
 from florana.federation.relay_grid import RelayGrid
+from florana.federation.waiting import Waiting
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,8 +36,8 @@ class WatchedGrid(RelayGrid):
         grid: does the work.
         on_reply: told of every reply.
         stop: once set, waiting ends with an error.
-        ask: whether nodes that are long in answering are asked if they are still at work; only where a node takes one message
-            after the other, as SuperNodes do and Ray's actors do not.
+        on_lost: told of every message whose reply is lost, before it is sent once more. None does neither: then a node may
+            take a message before an earlier one, as Ray's actors do, and cannot be asked.
     """
 
     def __init__(
@@ -44,13 +45,12 @@ class WatchedGrid(RelayGrid):
         grid: Grid,
         on_reply: OnReply,
         stop: threading.Event | None = None,
-        *,
-        ask: bool = False,
+        on_lost: Callable[[Message], None] | None = None,
     ) -> None:
         super().__init__(grid)
         self._on_reply = on_reply
         self._stop = stop or threading.Event()
-        self._ask = ask
+        self._on_lost = on_lost
 
     def get_node_ids(self) -> Iterable[int]:
         """Ids of the nodes that are connected.
@@ -65,7 +65,10 @@ class WatchedGrid(RelayGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """Send messages and wait for their replies, each at most once; an error stands for one that was lost.
+        """Send messages and wait for their replies, each at most once.
+
+        A message whose reply is lost is sent again, to expire when the first would have; an error stands for a reply that is
+        lost twice.
 
         Raises:
             FederationError: if the run is to stop.
@@ -73,30 +76,37 @@ class WatchedGrid(RelayGrid):
         sent = list(messages)
         began, latest, replies = time.monotonic(), 0.0, []
         self._grid.push_messages(sent)
-        waiting = {message.metadata.message_id: message for message in sent}
-        overdue = Overdue(self._grid)
-
-        def take(message_id: str, reply: Message) -> None:
-            nonlocal latest
-            message = waiting.pop(message_id, None)
-            if message is not None:
-                latest = time.monotonic() - began
-                replies.append(reply)
-                self._on_reply(message, reply, latest)
-
-        while waiting and (timeout is None or time.monotonic() - began < timeout):
-            came = self._patiently(self._look, [*waiting, *overdue.questions])
-            for reply in came:
-                take(reply.metadata.reply_to_message_id, reply)
-            for lost in filter(None, map(overdue.lost, came)):
-                if lost in waiting:
-                    take(lost, never_came(waiting[lost]))
+        waiting, overdue = Waiting(sent), Overdue(self._grid)
+        while waiting.messages and (timeout is None or time.monotonic() - began < timeout):
+            came = self._patiently(self._look, [*waiting.messages, *overdue.questions])
             elapsed = time.monotonic() - began
-            if waiting and self._ask:
-                self._patiently(overdue.ask, waiting, elapsed, latest)
-            if waiting and self._stop.wait(pause(elapsed)):
+            answered = [*filter(None, map(waiting.take, came))]
+            lost = waiting.messages.keys() & {*map(overdue.lost, came)}
+            for message, reply in [*answered, *self._send_again(waiting, lost, elapsed)]:
+                latest = elapsed
+                replies.append(reply)
+                self._on_reply(message, reply, elapsed)
+            if waiting.messages and self._on_lost is not None:
+                self._patiently(overdue.ask, waiting.messages, elapsed, latest)
+            if waiting.messages and self._stop.wait(pause(elapsed)):
                 raise FederationError("the run was stopped while clients were at work")
         return replies
+
+    def _send_again(
+        self, waiting: Waiting, lost: Iterable[str], elapsed: float
+    ) -> list[tuple[Message, Message]]:
+        """Send messages whose replies are lost once more; those for which that was tried, with an error for a reply."""
+        given_up = []
+        for message_id in lost:
+            again = waiting.once_more(message_id, elapsed)
+            if again is None:
+                given_up.append(waiting.give_up(message_id))
+                continue
+            if self._on_lost is not None:
+                self._on_lost(waiting.messages[message_id])
+            self._patiently(self._grid.push_messages, [again])
+            waiting.sent_again(message_id, again.metadata.message_id)
+        return given_up
 
     def _look(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies that are there."""
