@@ -88,7 +88,7 @@ def _tell_lost(watch: Watch) -> Callable[[Message], None]:
         node = message.metadata.dst_node_id
         watch(
             Note(
-                f"the reply of node {node} was lost on its way; it is asked to do this round again"
+                f"node {node}'s reply was lost on its way; the node is asked to do this round again"
             )
         )
 

@@ -36,8 +36,8 @@ class WatchedGrid(RelayGrid):
         grid: does the work.
         on_reply: told of every reply.
         stop: once set, waiting ends with an error.
-        on_lost: told of every message whose reply is lost, before it is sent once more. None does neither: then a node may
-            take a message before an earlier one, as Ray's actors do, and cannot be asked.
+        on_lost: told of every message whose reply is lost, before it is sent once more. Without it no node is asked and nothing
+            is sent again; right where a node may take a message before an earlier one, as Ray's actors do.
     """
 
     def __init__(
