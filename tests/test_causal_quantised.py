@@ -125,7 +125,7 @@ def test_a_quantised_classifier_learns(kinds: dict[str, Kind], bits: str, kind: 
 def test_a_node_imports_bitsandbytes_for_a_quantised_base_alone(
     kinds: dict[str, Kind], tmp_path: Path, how: str
 ) -> None:
-    """A process answers one message, and half of PEFT's import is bitsandbytes; needed where the base's own folder says so, too."""
+    """A process answers one message, and most of PEFT's import is bitsandbytes; needed where the base's own folder says so, too."""
     pytest.importorskip("bitsandbytes", reason="pip install 'florana[quantized]'")
     kind = kinds["decoder"]
     settings = tiny_settings(kind, write_texts(tmp_path / "texts.csv"))

@@ -79,7 +79,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def send(
-    grid: Busy, *, ask: bool, timeout: float | None = None, ttl: float = 3600.0
+    grid: Busy, *, ask: bool, timeout: float = 10.0, ttl: float = 3600.0
 ) -> dict[int, Message]:
     """Node -> its reply, of a message to every node; every reply is told once."""
     told: list[int] = []
